@@ -1,0 +1,13 @@
+//! Everything in Hallmark that decides.
+//!
+//! **In scope:** the words (trust domain, SPIFFE ID, tier, custody, selector), parsing and appraising
+//! TPM evidence, EK certificates and event logs, the certificate profile, registrations and the
+//! capability ceiling, and the decision itself: evidence in, grant or refusal out.
+//!
+//! **Not in scope:** sockets, files, clocks, randomness, devices, async. Time and random bytes come in
+//! as arguments, so every decision can be replayed, tested and fuzzed.
+#![forbid(unsafe_code)]
+
+pub mod id;
+pub mod selector;
+pub mod tier;

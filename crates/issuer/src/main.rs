@@ -1,0 +1,2 @@
+//! Laid out; its parts follow.
+fn main() {}
