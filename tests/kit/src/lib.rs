@@ -1,1 +1,5 @@
-//! Laid out; its parts follow.
+//! Fixtures for tests: real programs, each test its own. A dev-dependency only.
+
+#![forbid(unsafe_code)]
+
+pub mod swtpm;
