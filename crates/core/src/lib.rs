@@ -8,6 +8,9 @@
 //! as arguments, so every decision can be replayed, tested and fuzzed.
 #![forbid(unsafe_code)]
 
+pub mod capability;
+pub mod decide;
 pub mod id;
+pub mod registration;
 pub mod selector;
 pub mod tier;

@@ -1,0 +1,277 @@
+//! One check for each requirement.
+
+use std::collections::BTreeSet;
+
+use super::{
+    AgentStanding, CLOCK_SKEW, EkTrust, HostProof, HostStanding, KeyStanding, PcrStanding, Requirement,
+    TrustRules,
+};
+use crate::registration::Registration;
+use crate::selector::unmatched;
+use crate::tier::{Custody, Tier};
+
+/// Everything one decision looks at. Without an agent it is a question asked beforehand.
+pub(super) struct Case<'a> {
+    /// The tier in question: the registration's, except where another is being explained.
+    pub(super) tier: Tier,
+    pub(super) registration: &'a Registration,
+    pub(super) host: &'a HostStanding,
+    pub(super) agent: Option<&'a AgentStanding>,
+    pub(super) rules: &'a TrustRules,
+    pub(super) now: i64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    Met,
+    Unmet,
+    /// There is no agent to look at yet.
+    AtIssuance,
+}
+
+/// What a check found.
+pub(super) struct Finding {
+    pub(super) state: State,
+    pub(super) found: String,
+}
+
+fn met(found: impl Into<String>) -> Finding {
+    Finding { state: State::Met, found: found.into() }
+}
+
+fn unmet(found: impl Into<String>) -> Finding {
+    Finding { state: State::Unmet, found: found.into() }
+}
+
+fn at_issuance(found: impl Into<String>) -> Finding {
+    Finding { state: State::AtIssuance, found: found.into() }
+}
+
+impl Case<'_> {
+    /// What the tier and the registered custody demand, in order.
+    pub(super) fn requirements(&self) -> impl Iterator<Item = Requirement> + use<> {
+        let (tier, custody) = (self.tier, self.registration.key().custody);
+        Requirement::ALL.into_iter().filter(move |r| r.of_tier(tier) || r.of_custody(custody))
+    }
+
+    pub(super) fn check(&self, requirement: Requirement) -> Finding {
+        match requirement {
+            Requirement::HostNamed => self.host_named(),
+            Requirement::Selectors => self.selectors(),
+            Requirement::CodeIdentity => self.code_identity(),
+            Requirement::KeyCustody => self.key_custody(),
+            Requirement::HardwareKey => self.hardware_key(),
+            Requirement::KeyPcrBinding => self.key_pcr_binding(),
+            Requirement::Pkcs11Accepted => pkcs11_accepted(self.rules),
+            Requirement::Pkcs11Attributes => self.pkcs11_attributes(),
+            Requirement::HostEnabled
+            | Requirement::HostProved
+            | Requirement::HostTpm
+            | Requirement::HardwareTpm
+            | Requirement::PcrPolicy
+            | Requirement::FreshQuote => check_host(requirement, self.host, self.rules, self.now),
+        }
+    }
+
+    fn host_named(&self) -> Finding {
+        let (host, name) = (&self.host.host_id, self.registration.name());
+        match self.registration.hosts().iter().find(|pattern| pattern.matches(host)) {
+            Some(pattern) => {
+                met(format!("host {host} is named by {pattern:?}", pattern = pattern.to_string()))
+            }
+            None => {
+                let hosts: Vec<String> = self.registration.hosts().iter().map(ToString::to_string).collect();
+                unmet(format!("registration {name} names {}, not {host}", hosts.join(", ")))
+            }
+        }
+    }
+
+    fn selectors(&self) -> Finding {
+        let demanded = self.registration.selectors();
+        let Some(agent) = self.agent else {
+            let all: Vec<String> = demanded.iter().map(ToString::to_string).collect();
+            return at_issuance(format!("the process must show {}", all.join(", ")));
+        };
+        // A registration has at least one; a list without any must not match everything.
+        if demanded.is_empty() {
+            return unmet("the registration has no selectors");
+        }
+        let missing: Vec<String> =
+            unmatched(demanded, &agent.selectors).iter().map(ToString::to_string).collect();
+        if missing.is_empty() {
+            met(format!("all {} were observed", demanded.len()))
+        } else {
+            unmet(format!("not observed of the process: {}", missing.join(", ")))
+        }
+    }
+
+    fn code_identity(&self) -> Finding {
+        let mut binding = self.registration.selectors().iter().filter(|s| s.kind().binds_code()).peekable();
+        if binding.peek().is_none() {
+            return unmet(format!(
+                "{} demands a selector exe:sha256, systemd:unit or container:image-digest; the registration has none",
+                self.tier
+            ));
+        }
+        let all: Vec<String> = binding.clone().map(ToString::to_string).collect();
+        match self.agent {
+            Some(agent) if !binding.any(|s| agent.selectors.contains(s)) => {
+                unmet(format!("not observed of the process: {}", all.join(", ")))
+            }
+            Some(_) => met(format!("observed: {}", all.join(", "))),
+            None => met(format!("registered: {}", all.join(", "))),
+        }
+    }
+
+    fn key_custody(&self) -> Finding {
+        let demanded = self.registration.key().custody;
+        match self.agent.map(|a| a.key.custody()) {
+            None => at_issuance(format!("the key must be {demanded}")),
+            Some(shown) if shown == demanded => met(format!("the key is {shown}")),
+            Some(shown) => {
+                unmet(format!("the registration demands a {demanded} key; the one presented is {shown}"))
+            }
+        }
+    }
+
+    fn hardware_key(&self) -> Finding {
+        let custody = self.agent.map_or(self.registration.key().custody, |a| a.key.custody());
+        match (custody, self.agent) {
+            (Custody::Software, _) => unmet(format!(
+                "{} demands a key in hardware (tpm-certified, or pkcs11-asserted where accepted); this one is software",
+                self.tier
+            )),
+            (_, Some(_)) => met(format!("the key is {custody}")),
+            (_, None) => met(format!("the registration demands {custody}")),
+        }
+    }
+
+    fn key_pcr_binding(&self) -> Finding {
+        let demanded = &self.registration.key().bind_pcrs;
+        let shown = match self.agent.map(|a| &a.key) {
+            None => return at_issuance(format!("the key must be bound to {}", pcrs(demanded))),
+            Some(KeyStanding::Tpm { policy_pcrs }) => policy_pcrs.clone(),
+            Some(KeyStanding::Software | KeyStanding::Pkcs11(_)) => BTreeSet::new(),
+        };
+        if shown == *demanded {
+            met(format!("the key is bound to {}", pcrs(&shown)))
+        } else {
+            let (demanded, shown) = (pcrs(demanded), pcrs(&shown));
+            unmet(format!("the registration demands a key bound to {demanded}; this one is bound to {shown}"))
+        }
+    }
+
+    fn pkcs11_attributes(&self) -> Finding {
+        match self.agent.map(|a| &a.key) {
+            None => at_issuance("the module must say sensitive, always sensitive, never extractable, local"),
+            Some(KeyStanding::Pkcs11(assertion)) => {
+                let (token, lacking) = (&assertion.token_label, assertion.lacking());
+                if lacking.is_empty() {
+                    met(format!("token {token:?} says it was made there and cannot leave"))
+                } else {
+                    unmet(format!("token {token:?} does not say {} of this key", lacking.join(", ")))
+                }
+            }
+            Some(key) => unmet(format!("no PKCS#11 module speaks for this key: it is {}", key.custody())),
+        }
+    }
+}
+
+/// The requirements that are about the host alone; for the others there is nothing to see here.
+pub(super) fn check_host(
+    requirement: Requirement,
+    host: &HostStanding,
+    rules: &TrustRules,
+    now: i64,
+) -> Finding {
+    match requirement {
+        Requirement::HostEnabled => match &host.disabled {
+            None => met("not disabled"),
+            Some(reason) => unmet(format!("an operator disabled host {}: {reason}", host.host_id)),
+        },
+        Requirement::HostProved => host_proved(host, rules, now),
+        Requirement::HostTpm => match &host.proof {
+            HostProof::Tpm { ek_trust: EkTrust::Certificate, .. } => met("TPM, EK certificate trusted"),
+            HostProof::Tpm { ek_trust: EkTrust::AllowList, .. } => {
+                met("TPM, EK on the operator's allow-list")
+            }
+            HostProof::JoinToken => unmet("the host proved itself by a join token; a TPM is needed"),
+        },
+        Requirement::HardwareTpm => match (&host.proof, rules.lab) {
+            (HostProof::Tpm { simulated: false, .. }, _) => {
+                met("the EK is not known to be a simulated TPM's")
+            }
+            (HostProof::Tpm { simulated: true, .. }, true) => {
+                met("simulated TPM, which counts in this lab trust domain only")
+            }
+            (HostProof::Tpm { simulated: true, .. }, false) => {
+                unmet("the TPM is simulated, and this is a production trust domain: a hardware TPM is needed")
+            }
+            (HostProof::JoinToken, _) => unmet("the host showed no TPM"),
+        },
+        Requirement::PcrPolicy => pcr_policy(host),
+        Requirement::FreshQuote => fresh_quote(host, rules, now),
+        _ => unmet("not a matter of the host alone"),
+    }
+}
+
+fn host_proved(host: &HostStanding, rules: &TrustRules, now: i64) -> Finding {
+    let age = now.saturating_sub(host.attested_at);
+    if age < -CLOCK_SKEW {
+        return unmet(format!("its attestation lies {} s in the future: check the clocks", -age));
+    }
+    match host.proof {
+        HostProof::JoinToken => met(format!("by join token, {} s ago", age.max(0))),
+        HostProof::Tpm { .. } if within(age, rules.attestation_max_age) => {
+            met(format!("by its TPM, {} s ago", age.max(0)))
+        }
+        HostProof::Tpm { .. } => unmet(format!(
+            "its attestation is {age} s old, more than {} s: it must attest again",
+            rules.attestation_max_age.as_secs()
+        )),
+    }
+}
+
+fn pcr_policy(host: &HostStanding) -> Finding {
+    match &host.pcr {
+        PcrStanding::Met { policy } => met(format!("policy {policy:?} met")),
+        PcrStanding::NotMet { policy, mismatches } => {
+            unmet(format!("policy {policy:?} not met: {}", mismatches.join("; ")))
+        }
+        PcrStanding::NoPolicy => unmet(format!(
+            "no PCR policy names host {}: write one (`hallmark host pcrs {0}` prints its present values in that form)",
+            host.host_id
+        )),
+    }
+}
+
+fn fresh_quote(host: &HostStanding, rules: &TrustRules, now: i64) -> Finding {
+    let Some(quote_at) = host.quote_at else { return unmet("the host gave no quote") };
+    let (age, max) = (now.saturating_sub(quote_at), rules.quote_max_age.as_secs());
+    if age < -CLOCK_SKEW {
+        unmet(format!("its last quote lies {} s in the future: check the clocks", -age))
+    } else if within(age, rules.quote_max_age) {
+        met(format!("its last quote is {} s old, at most {max} s", age.max(0)))
+    } else {
+        unmet(format!("its last quote is {age} s old, more than {max} s"))
+    }
+}
+
+fn within(age: i64, max: std::time::Duration) -> bool {
+    u64::try_from(age.max(0)).is_ok_and(|age| age <= max.as_secs())
+}
+
+fn pkcs11_accepted(rules: &TrustRules) -> Finding {
+    if rules.accept_pkcs11_asserted {
+        met("this trust domain accepts pkcs11-asserted keys")
+    } else {
+        unmet("this trust domain does not accept a PKCS#11 module's word for a key's custody")
+    }
+}
+
+fn pcrs(set: &BTreeSet<u8>) -> String {
+    if set.is_empty() {
+        return "no PCR".to_owned();
+    }
+    format!("PCR {}", set.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))
+}
