@@ -200,3 +200,6 @@ impl std::fmt::Display for Unmet {
         write!(f, "{}: {}", self.requirement, self.detail)
     }
 }
+
+#[cfg(test)]
+mod tests;

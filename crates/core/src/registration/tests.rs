@@ -100,7 +100,9 @@ fn deserialisation_checks_the_same() {
     assert!(serde_json::from_str::<Registration>(&text.replace("\"owner\"", "\"over\"")).is_err());
 }
 
-/// For each check: the key the fault stands at, and a word that its text must hold.
+/// Keys changed beforehand, the change at fault, where the fault stands, a word that its text must hold.
+type Case<'a> = (&'a [(&'a str, &'a str)], (&'a str, &'a str), &'a str, &'a str);
+
 #[test]
 fn each_fault_is_found_alone() {
     let enterprise: &[(&str, &str)] =
@@ -112,7 +114,7 @@ fn each_fault_is_found_alone() {
     let hosts = format!("[{}]", (0..257).map(|i| format!("\"h{i}\"")).collect::<Vec<_>>().join(","));
     let groups = (0..33).map(|i| format!("\"unix:supplementary-gid:{i}\"")).collect::<Vec<_>>().join(",");
     let (groups, labels) = (format!("[{groups}]"), format!("[\"{}.org\"]", "a".repeat(64)));
-    let cases: &[(&[(&str, &str)], (&str, &str), &str, &str)] = &[
+    let cases: &[Case<'_>] = &[
         (&[], ("name", ""), "name", "missing"),
         (&[], ("name", "\"A\""), "name", "a-z"),
         (&[], ("name", "\"a/b\""), "name", "a-z"),
