@@ -14,4 +14,3 @@ pub mod id;
 pub mod registration;
 pub mod selector;
 pub mod tier;
-pub mod x509;
