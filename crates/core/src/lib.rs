@@ -14,3 +14,4 @@ pub mod id;
 pub mod registration;
 pub mod selector;
 pub mod tier;
+pub mod x509;

@@ -1,0 +1,238 @@
+//! Certificate revocation lists (RFC 5280 §5): one for each issuing CA, complete, version 2.
+
+use std::collections::BTreeSet;
+
+use rcgen::{
+    CertificateRevocationListParams, KeyIdMethod, RevocationReason, RevokedCertParams, SerialNumber,
+};
+use x509_parser::extensions::ParsedExtension;
+use x509_parser::prelude::{CertificateRevocationList, FromDer};
+
+use super::issuing::IssuingCa;
+use super::key::PublicKey;
+use super::parse::{CRL_SIGN, Certificate, CertificateError};
+use super::profile::{ProfileError, datetime, signing};
+use super::serial::Serial;
+
+/// Longest list accepted: room for some hundred thousand entries.
+const MAX_CRL: usize = 16 * 1024 * 1024;
+
+/// What a list is to say.
+#[derive(Debug, Clone)]
+pub struct CrlParams<'a> {
+    /// When it is made, seconds since 1970-01-01 UTC.
+    pub this_update: i64,
+    /// By when the next one will be made.
+    pub next_update: i64,
+    /// Grows with each list of this CA (RFC 5280 §5.2.3).
+    pub number: u64,
+    /// What is revoked and has not expired.
+    pub revoked: &'a [Revoked],
+}
+
+/// One revoked certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revoked {
+    /// Its serial number.
+    pub serial: Serial,
+    /// When it was revoked, seconds since 1970-01-01 UTC.
+    pub at: i64,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why a certificate was revoked (RFC 5280 §5.3.1), as far as Hallmark uses it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// The agent ended or its task did: the ordinary end.
+    CessationOfOperation,
+    /// The key may be in other hands.
+    KeyCompromise,
+    /// The operator took the right away.
+    PrivilegeWithdrawn,
+    /// Another certificate took its place.
+    Superseded,
+}
+
+/// A list whose signature was verified.
+#[derive(Debug, Clone)]
+pub struct Crl {
+    number: u64,
+    this_update: i64,
+    next_update: i64,
+    revoked: BTreeSet<Serial>,
+}
+
+/// Why a list was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CrlError {
+    /// Over the limit.
+    #[error("the CRL has {len} bytes, more than {max}")]
+    TooLarge {
+        /// Its length.
+        len: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// Not a CRL in DER.
+    #[error("not a CRL in DER: {why}")]
+    Der {
+        /// What is wrong.
+        why: String,
+    },
+    /// The issuing CA's certificate cannot be used.
+    #[error("the issuing CA's certificate: {0}")]
+    Issuer(#[from] CertificateError),
+    /// The issuing CA may not sign lists.
+    #[error("the issuing CA's certificate lacks cRLSign or is no CA's")]
+    IssuerUsage,
+    /// Another CA's list.
+    #[error("the CRL is of another issuer")]
+    OtherIssuer,
+    /// The signature is not the CA's.
+    #[error("the CRL's signature does not verify with the issuing CA's key")]
+    Signature,
+    /// Not within its time.
+    #[error("the CRL is good from {this_update} to {next_update}, and it is {now}")]
+    Time {
+        /// When it was made.
+        this_update: i64,
+        /// By when the next one was due.
+        next_update: i64,
+        /// The time of verification.
+        now: i64,
+    },
+    /// A critical extension that is not understood: the list's scope may be another (RFC 5280 §5.2).
+    #[error("the CRL has critical extension {oid}")]
+    Critical {
+        /// Its identifier.
+        oid: String,
+    },
+    /// No CRL number, or a longer one than 64 bits.
+    #[error("the CRL has no usable number")]
+    Number,
+}
+
+impl IssuingCa {
+    /// Makes and signs this CA's list.
+    ///
+    /// # Errors
+    /// The times are out of order or range, or the key does not sign.
+    pub fn crl(&self, params: &CrlParams<'_>) -> Result<Vec<u8>, ProfileError> {
+        let revoked = params.revoked.iter().map(|r| {
+            Ok(RevokedCertParams {
+                serial_number: SerialNumber::from_slice(r.serial.as_bytes()),
+                revocation_time: datetime(r.at)?,
+                reason_code: Some(r.reason.to_rcgen()),
+                invalidity_date: None,
+            })
+        });
+        let list = CertificateRevocationListParams {
+            this_update: datetime(params.this_update)?,
+            next_update: datetime(params.next_update)?,
+            crl_number: SerialNumber::from_slice(&params.number.to_be_bytes()),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect::<Result<_, ProfileError>>()?,
+            key_identifier_method: KeyIdMethod::PreSpecified(self.public.key_id().to_vec()),
+        };
+        let crl = signing(&*self.key, &self.public, |signer| {
+            list.signed_by(&rcgen::Issuer::from_params(&self.issuer, signer))
+        })?;
+        Ok(crl.der().to_vec())
+    }
+}
+
+impl Crl {
+    /// Reads a list and verifies that the CA of `issuing_der` signed it and that it is in its time.
+    ///
+    /// # Errors
+    /// See [`CrlError`].
+    pub fn verify(der: &[u8], issuing_der: &[u8], now: i64) -> Result<Self, CrlError> {
+        if der.len() > MAX_CRL {
+            return Err(CrlError::TooLarge { len: der.len(), max: MAX_CRL });
+        }
+        let malformed = |why: &str| CrlError::Der { why: why.to_owned() };
+        let (rest, list) =
+            CertificateRevocationList::from_der(der).map_err(|e| CrlError::Der { why: e.to_string() })?;
+        if !rest.is_empty() {
+            return Err(malformed("bytes follow it"));
+        }
+        check_signer(&list, issuing_der)?;
+        let this_update = list.last_update().timestamp();
+        let next_update = list.next_update().ok_or_else(|| malformed("nextUpdate is missing"))?.timestamp();
+        if now < this_update || now > next_update {
+            return Err(CrlError::Time { this_update, next_update, now });
+        }
+        let number = read_number(&list)?;
+        let mut revoked = BTreeSet::new();
+        for entry in list.iter_revoked_certificates() {
+            let serial = Serial::from_bytes(entry.raw_serial()).map_err(|e| malformed(&e.to_string()))?;
+            revoked.insert(serial);
+        }
+        Ok(Self { number, this_update, next_update, revoked })
+    }
+
+    /// Whether this serial is revoked.
+    pub fn contains(&self, serial: &Serial) -> bool {
+        self.revoked.contains(serial)
+    }
+
+    /// The list's number.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// When it was made, and by when the next one is due, seconds since 1970-01-01 UTC.
+    pub fn validity_period(&self) -> (i64, i64) {
+        (self.this_update, self.next_update)
+    }
+
+    /// How many certificates are on it.
+    pub fn len(&self) -> usize {
+        self.revoked.len()
+    }
+
+    /// Whether nothing is revoked.
+    pub fn is_empty(&self) -> bool {
+        self.revoked.is_empty()
+    }
+}
+
+fn check_signer(list: &CertificateRevocationList<'_>, issuing_der: &[u8]) -> Result<(), CrlError> {
+    let issuer = Certificate::parse(issuing_der)?;
+    if !issuer.is_ca || issuer.key_usage.is_none_or(|ku| ku & CRL_SIGN == 0) {
+        return Err(CrlError::IssuerUsage);
+    }
+    if list.issuer().as_raw() != issuer.subject_raw() {
+        return Err(CrlError::OtherIssuer);
+    }
+    let public = PublicKey::from_spki_der(issuer.spki_der()).map_err(|_| CrlError::IssuerUsage)?;
+    if !public.verifies(list.tbs_cert_list.as_ref(), &list.signature_value.data) {
+        return Err(CrlError::Signature);
+    }
+    Ok(())
+}
+
+fn read_number(list: &CertificateRevocationList<'_>) -> Result<u64, CrlError> {
+    let mut number = None;
+    for ext in list.extensions() {
+        if ext.critical {
+            return Err(CrlError::Critical { oid: ext.oid.to_id_string() });
+        }
+        if let ParsedExtension::CRLNumber(n) = ext.parsed_extension() {
+            number = u64::try_from(n).ok();
+        }
+    }
+    number.ok_or(CrlError::Number)
+}
+
+impl Reason {
+    fn to_rcgen(self) -> RevocationReason {
+        match self {
+            Reason::CessationOfOperation => RevocationReason::CessationOfOperation,
+            Reason::KeyCompromise => RevocationReason::KeyCompromise,
+            Reason::PrivilegeWithdrawn => RevocationReason::PrivilegeWithdrawn,
+            Reason::Superseded => RevocationReason::Superseded,
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! Certificates: the profile, building them, requests for them, and verifying them.
+//!
+//! **In scope:** the four hierarchies' roots and issuing CAs, leaves for agents, tasks, hosts and issuers,
+//! the [`AgentInfo`] extension, certification requests with proof of possession, CRLs, and path
+//! validation that yields the tier from the root.
+//!
+//! **Not in scope:** where CA keys live (see [`CaKey`]), the clock and random numbers (arguments), and who
+//! may have a certificate (`decide`).
+//!
+//! The tier is enforced by the root: a relying party that demands "at least enterprise" trusts the
+//! enterprise and the advanced root and no other. Policy identifiers and `AgentInfo` inform.
+//!
+//! One exception to "no randomness in core": ECDSA nonces of [`SoftwareCaKey`] come from aws-lc's own
+//! generator, which offers no way to pass them in.
+
+mod agent_info;
+mod crl;
+mod csr;
+mod issuing;
+mod key;
+mod names;
+mod oid;
+mod parse;
+mod profile;
+mod roots;
+mod serial;
+#[cfg(test)]
+pub(crate) mod testing;
+mod verify;
+
+pub use agent_info::{AgentInfo, AgentInfoError, Delegation, TaskInfo};
+pub use crl::{Crl, CrlError, CrlParams, Reason, Revoked};
+pub use csr::{Csr, CsrError, MAX_CSR};
+pub use issuing::{AgentLeaf, IssuingCa, Leaf, LeafParams};
+pub use key::{CaKey, Curve, KeyError, PublicKey, PublicKeyError, SoftwareCaKey};
+pub use names::LAB_MARK;
+pub use oid::{OidArc, OidArcError};
+pub use profile::{CaParams, MAX_CA_LIFETIME, ProfileError, issuing, root};
+pub use roots::{InfraRoots, RootsError, TierRoots};
+pub use serial::{Serial, SerialError};
+pub use verify::{
+    ChainError, Demand, Usage, VerifiedInfra, VerifiedPeer, verify_chain, verify_infrastructure,
+};
+
+/// How far back `notBefore` lies before the time of issue, in seconds: for peers whose clocks are slow.
+pub const BACKDATE: i64 = 30;
