@@ -1,0 +1,193 @@
+//! A connection on the agent socket, and who is at its other end.
+
+use std::collections::HashMap;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::UnixStream;
+use tokio::time::Sleep;
+use tonic::transport::server::Connected;
+
+use crate::observe::{ImageDigests, Observation, ObserveError, Process, observe};
+
+/// How long a connection may stay silent after it was accepted.
+const FIRST_WORD: Duration = Duration::from_secs(10);
+
+/// The process that connected, or why it cannot be known; then every request on the connection is
+/// answered with that.
+#[derive(Debug, Clone)]
+pub(super) struct Caller(Arc<Result<(Process, Observation), ObserveError>>);
+
+impl Caller {
+    /// Looks at who connected; see [`observe`].
+    pub(super) async fn of(socket: UnixStream, digests: Arc<ImageDigests>) -> io::Result<(UnixStream, Self)> {
+        let looked = tokio::task::spawn_blocking(move || {
+            let seen = observe(&socket, &digests);
+            (socket, Self(Arc::new(seen)))
+        });
+        looked.await.map_err(io::Error::other)
+    }
+
+    /// The process and what was seen of it, now found alive with its image unreplaced.
+    ///
+    /// # Errors
+    /// It is not known, has ended, or has replaced its image.
+    pub(super) fn present(&self) -> Result<(&Process, &Observation), CallerError<'_>> {
+        let (process, seen) = self.0.as_ref().as_ref().map_err(CallerError::Unknown)?;
+        process.check().map_err(CallerError::Gone)?;
+        Ok((process, seen))
+    }
+
+    /// The same without looking again.
+    pub(super) fn known(&self) -> Option<(&Process, &Observation)> {
+        self.0.as_ref().as_ref().ok().map(|(process, seen)| (process, seen))
+    }
+}
+
+/// Why a request is not answered to this caller.
+#[derive(Debug, thiserror::Error)]
+pub enum CallerError<'a> {
+    /// It could not be known when it connected.
+    #[error("the caller cannot be known: {0}")]
+    Unknown(&'a ObserveError),
+    /// It was known, and is no more what it was.
+    #[error("the caller is no longer who connected: {0}")]
+    Gone(ObserveError),
+}
+
+/// Connections counted, in all and by user.
+#[derive(Debug)]
+pub(super) struct Counter {
+    max: usize,
+    max_per_user: usize,
+    open: Mutex<(usize, HashMap<u32, usize>)>,
+}
+
+/// One counted connection; dropping it makes room.
+#[derive(Debug)]
+pub(super) struct Counted {
+    counter: Arc<Counter>,
+    uid: u32,
+}
+
+impl Counter {
+    /// Room for `max` connections, of one user at most `max_per_user`.
+    pub(super) fn new(max: usize, max_per_user: usize) -> Arc<Self> {
+        Arc::new(Self { max, max_per_user, open: Mutex::default() })
+    }
+
+    /// Counts one more, if there is room.
+    pub(super) fn admit(self: &Arc<Self>, uid: u32) -> Option<Counted> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_user = open.1.get(&uid).copied().unwrap_or(0);
+        if open.0 >= self.max || of_user >= self.max_per_user {
+            return None;
+        }
+        open.0 += 1;
+        open.1.insert(uid, of_user + 1);
+        Some(Counted { counter: self.clone(), uid })
+    }
+
+    /// How many are open.
+    pub(super) fn len(&self) -> usize {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut open = self.counter.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.0 -= 1;
+        if let Some(of_user) = open.1.get_mut(&self.uid) {
+            *of_user -= 1;
+            if *of_user == 0 {
+                open.1.remove(&self.uid);
+            }
+        }
+    }
+}
+
+/// A counted connection with its caller, as tonic serves it.
+pub(super) struct AgentStream {
+    socket: UnixStream,
+    caller: Caller,
+    silent: Option<Pin<Box<Sleep>>>,
+    _counted: Counted,
+}
+
+impl AgentStream {
+    /// Of an accepted socket.
+    pub(super) fn new(socket: UnixStream, caller: Caller, counted: Counted) -> Self {
+        Self { socket, caller, silent: Some(Box::pin(tokio::time::sleep(FIRST_WORD))), _counted: counted }
+    }
+}
+
+impl Connected for AgentStream {
+    type ConnectInfo = Caller;
+    fn connect_info(&self) -> Caller {
+        self.caller.clone()
+    }
+}
+
+impl AsyncRead for AgentStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let read = Pin::new(&mut this.socket).poll_read(cx, buf);
+        if let Some(silent) = &mut this.silent {
+            if read.is_ready() {
+                this.silent = None;
+            } else if silent.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the caller said nothing")));
+            }
+        }
+        read
+    }
+}
+
+impl AsyncWrite for AgentStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_bounded_in_all_and_by_user_and_returns() {
+        let counter = Counter::new(3, 2);
+        let one = counter.admit(1).unwrap();
+        let _two = counter.admit(1).unwrap();
+        assert!(counter.admit(1).is_none(), "two of one user");
+        let _three = counter.admit(2).unwrap();
+        assert!(counter.admit(3).is_none(), "three in all");
+        drop(one);
+        assert!(counter.admit(1).is_some());
+        assert_eq!(counter.len(), 2);
+    }
+}

@@ -1,0 +1,243 @@
+//! The agents' API (`hallmark.agent.v1`) on a Unix socket.
+//!
+//! Each stream of identities is one instance, with an id and a key of its own. It ends with the stream,
+//! with the process, when the process replaces its image, when its registration no longer matches, when
+//! its certificate is revoked; and with it its key.
+
+mod caller;
+mod instance;
+mod registry;
+mod select;
+mod server;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hallmark_proto::agent::agent_identity_server::AgentIdentity;
+use hallmark_proto::agent::{
+    HostState, Identity, Match, SignRequest, SignResponse, WatchIdentityRequest, WhoAmIRequest,
+    WhoAmIResponse,
+};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::WatchStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::codegen::Bytes;
+use tonic::{Request, Response, Status};
+
+use crate::keys::{KeyError, KeyStores};
+use crate::link::issuer::{EndReason, Issuer};
+use crate::state::State;
+use instance::{Instance, Shown};
+use registry::Registry;
+
+pub use caller::CallerError;
+pub use instance::InstanceError;
+pub use select::SelectError;
+pub use server::{ServeError, Socket, serve};
+
+/// What agents may ask for, at most.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Instances at once.
+    pub max_agents: usize,
+    /// Connections at once.
+    pub max_connections: usize,
+    /// Connections of one user at once.
+    pub max_connections_per_user: usize,
+    /// Signatures of one instance in a second, in the long run.
+    pub sign_per_second: u32,
+    /// Signatures of one instance at a stroke.
+    pub sign_burst: u32,
+    /// Signatures of one instance at once.
+    pub sign_concurrency: usize,
+    /// Largest image that is hashed, in bytes.
+    pub max_image_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_agents: 1024,
+            max_connections: 2048,
+            max_connections_per_user: 1024,
+            sign_per_second: 20,
+            sign_burst: 40,
+            sign_concurrency: 4,
+            max_image_bytes: 1 << 30,
+        }
+    }
+}
+
+/// Everything the agents' API works with.
+pub struct Agents {
+    state: Arc<State>,
+    issuer: Issuer,
+    stores: KeyStores,
+    limits: Limits,
+    registry: Registry,
+}
+
+/// How often every process is looked at, besides at each request.
+const SWEEP: Duration = Duration::from_secs(1);
+
+impl Agents {
+    /// Serves nobody yet: see [`serve`]. Revoked serials come in by `revoked`.
+    pub fn new(
+        state: Arc<State>,
+        issuer: Issuer,
+        stores: KeyStores,
+        limits: Limits,
+        mut revoked: mpsc::Receiver<Vec<Bytes>>,
+    ) -> Arc<Self> {
+        let agents = Arc::new(Self { state, issuer, stores, limits, registry: Registry::default() });
+        let weak = Arc::downgrade(&agents);
+        tokio::spawn(async move {
+            let mut sweep = tokio::time::interval(SWEEP);
+            sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                let serials = tokio::select! {
+                    _ = sweep.tick() => None,
+                    Some(serials) = revoked.recv() => Some(serials),
+                };
+                let Some(agents) = weak.upgrade() else { return };
+                match serials {
+                    Some(serials) => agents.registry.revoke(&serials),
+                    None => agents.registry.sweep(),
+                }
+            }
+        });
+        agents
+    }
+
+    /// How many instances are alive.
+    pub fn live(&self) -> usize {
+        self.registry.len()
+    }
+
+    /// How many hardware keys may be signed with.
+    pub fn handles(&self) -> usize {
+        self.registry.handles()
+    }
+
+    /// Ends every instance and tells the issuer; returns when it knows, or after `deadline`.
+    pub async fn drain(&self, deadline: Duration) {
+        let until = Instant::now() + deadline;
+        self.registry.end_all(EndReason::HostShutdown);
+        while !self.registry.is_empty() && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.issuer.flush(until.saturating_duration_since(Instant::now())).await;
+    }
+}
+
+/// The service, as tonic calls it.
+#[derive(Clone)]
+struct Service(Arc<Agents>);
+
+type IdentityStream = std::pin::Pin<Box<dyn Stream<Item = Result<Identity, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl AgentIdentity for Service {
+    type WatchIdentityStream = IdentityStream;
+
+    async fn watch_identity(
+        &self,
+        request: Request<WatchIdentityRequest>,
+    ) -> Result<Response<IdentityStream>, Status> {
+        let caller = self.caller(&request)?;
+        let wanted = request.into_inner().agent;
+        let instance =
+            Instance::begin(self.0.clone(), caller, wanted).await.map_err(|error| Status::from(&error))?;
+        let first = instance.shown().ok_or_else(|| Status::internal("no identity"))?;
+        let (sender, receiver) = watch::channel(first);
+        tokio::spawn(instance.serve(sender));
+        let stream = WatchStream::new(receiver).map(|shown| match shown {
+            Shown::Identity(identity) => Ok(Identity::clone(&identity)),
+            Shown::End(status) => Err(status),
+        });
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignResponse>, Status> {
+        let caller = self.caller(&request)?;
+        let SignRequest { key_handle, digest } = request.into_inner();
+        let digest: [u8; 32] = digest
+            .as_ref()
+            .try_into()
+            .map_err(|_| Status::invalid_argument(format!("a digest of {} bytes, not 32", digest.len())))?;
+        let (process, _) = caller.present()?;
+        // One answer for a handle that is another's and for one that is nobody's.
+        let signer = self
+            .0
+            .registry
+            .signer(&key_handle, process.key())
+            .ok_or_else(|| Status::permission_denied("no key of this process has that handle"))?;
+        let busy = || Status::resource_exhausted("too many signatures asked for: wait");
+        let _permit = signer.concurrency.try_acquire().map_err(|_| busy())?;
+        if !signer.allow(Instant::now()) {
+            return Err(busy());
+        }
+        let signed = signer.key.sign(digest).await;
+        // Whoever asked must still be there, as he was, when he is answered.
+        caller.present()?;
+        match signed {
+            Ok(signature) => Ok(Response::new(SignResponse { signature: signature.into() })),
+            Err(error) => {
+                let live = &signer.live;
+                tracing::warn!(
+                    host_id = %self.0.state.host_id, agent = %live.agent, instance = %live.id,
+                    reason = %error, "signature not made"
+                );
+                if matches!(error, KeyError::Hardware { lost: true, .. }) {
+                    live.key_lost();
+                }
+                Err((&error).into())
+            }
+        }
+    }
+
+    async fn who_am_i(&self, request: Request<WhoAmIRequest>) -> Result<Response<WhoAmIResponse>, Status> {
+        let caller = self.caller(&request)?;
+        let (process, seen) = caller.present()?;
+        let registrations = self.0.state.registrations.borrow().clone().unwrap_or_default();
+        let matches = registrations.iter().map(|registration| {
+            let missing: Vec<String> =
+                registration.missing(&seen.selectors).iter().map(ToString::to_string).collect();
+            Match {
+                agent: registration.agent.to_string(),
+                tier: registration.tier.to_string(),
+                custody: registration.custody.to_string(),
+                matches: missing.is_empty(),
+                missing,
+            }
+        });
+        let standing = self.0.state.standing.borrow().clone();
+        Ok(Response::new(WhoAmIResponse {
+            host_id: self.0.state.host_id.to_string(),
+            trust_domain: self.0.state.trust_domain.to_string(),
+            pid: process.pid(),
+            selectors: seen.selectors.iter().map(ToString::to_string).collect(),
+            unobserved: seen.unobserved.iter().map(ToString::to_string).collect(),
+            matches: matches.collect(),
+            host: Some(HostState {
+                attested: standing.attested,
+                highest_tier: standing.highest_tier,
+                unmet: standing.unmet,
+                issuer_connected: standing.connected,
+                last_error: standing.last_error,
+            }),
+        }))
+    }
+}
+
+impl Service {
+    fn caller<T>(&self, request: &Request<T>) -> Result<caller::Caller, Status> {
+        let caller = request.extensions().get::<caller::Caller>().cloned();
+        let caller = caller.ok_or_else(|| Status::internal("a connection without a caller"))?;
+        if let Err(error) = caller.present() {
+            tracing::warn!(host_id = %self.0.state.host_id, reason = %error, "request refused");
+            return Err(error.into());
+        }
+        Ok(caller)
+    }
+}

@@ -1,0 +1,224 @@
+//! The instances alive now, and the hardware keys they may sign with.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
+
+use hallmark_core::id::{AgentName, InstanceId};
+use tokio::sync::{Notify, Semaphore};
+use tonic::codegen::Bytes;
+
+use super::Limits;
+use super::caller::Caller;
+use crate::keys::AgentKey;
+use crate::link::issuer::EndReason;
+use crate::observe::{ObserveError, ProcessKey};
+
+/// Names a hardware key to `Sign`: 16 random bytes, new for each key.
+pub(super) type KeyHandle = [u8; 16];
+
+/// All of them.
+#[derive(Default)]
+pub(super) struct Registry {
+    live: Mutex<HashMap<InstanceId, Arc<Live>>>,
+    keys: Mutex<HashMap<KeyHandle, Arc<Signer>>>,
+}
+
+/// One instance, as others may reach it.
+pub(super) struct Live {
+    /// Its id.
+    pub(super) id: InstanceId,
+    /// Its registration's name.
+    pub(super) agent: AgentName,
+    /// Its process.
+    pub(super) caller: Caller,
+    serial: Mutex<Bytes>,
+    end: OnceLock<EndReason>,
+    key_lost: AtomicBool,
+    told: Notify,
+}
+
+impl Live {
+    /// Orders it to end; the first reason stands.
+    pub(super) fn end(&self, reason: EndReason) {
+        if self.end.set(reason).is_ok() {
+            self.told.notify_one();
+        }
+    }
+
+    /// Says that its hardware key signs no more.
+    pub(super) fn key_lost(&self) {
+        if !self.key_lost.swap(true, Ordering::Relaxed) {
+            self.told.notify_one();
+        }
+    }
+
+    /// Whether its hardware key signs no more; asked once for each key.
+    pub(super) fn take_key_lost(&self) -> bool {
+        self.key_lost.swap(false, Ordering::Relaxed)
+    }
+
+    /// Why it is to end, if it is.
+    pub(super) fn ending(&self) -> Option<EndReason> {
+        self.end.get().copied()
+    }
+
+    /// Returns when it is told something.
+    pub(super) async fn told(&self) {
+        self.told.notified().await;
+    }
+
+    /// Notes the serial of its present certificate.
+    pub(super) fn holds(&self, serial: Bytes) {
+        *lock(&self.serial) = serial;
+    }
+}
+
+impl Registry {
+    /// Enters an instance, if there is room.
+    pub(super) fn enter(
+        &self,
+        id: InstanceId,
+        agent: AgentName,
+        caller: Caller,
+        max: usize,
+    ) -> Option<Arc<Live>> {
+        let mut live = lock(&self.live);
+        if live.len() >= max {
+            return None;
+        }
+        let entry = Arc::new(Live {
+            id,
+            agent,
+            caller,
+            serial: Mutex::default(),
+            end: OnceLock::new(),
+            key_lost: AtomicBool::new(false),
+            told: Notify::new(),
+        });
+        live.insert(id, entry.clone());
+        Some(entry)
+    }
+
+    /// Removes it.
+    pub(super) fn leave(&self, id: &InstanceId) {
+        lock(&self.live).remove(id);
+    }
+
+    /// How many are alive.
+    pub(super) fn len(&self) -> usize {
+        lock(&self.live).len()
+    }
+
+    /// Whether none is alive.
+    pub(super) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Ends those whose present certificate was revoked.
+    pub(super) fn revoke(&self, serials: &[Bytes]) {
+        for live in self.all() {
+            let serial = lock(&live.serial).clone();
+            if !serial.is_empty() && serials.contains(&serial) {
+                live.end(EndReason::Operator);
+            }
+        }
+    }
+
+    /// Ends those whose process has ended or replaced its image.
+    pub(super) fn sweep(&self) {
+        for live in self.all() {
+            if let Some((process, _)) = live.caller.known()
+                && let Err(error) = process.check()
+            {
+                live.end(reason_of(&error));
+            }
+        }
+    }
+
+    /// Ends all.
+    pub(super) fn end_all(&self, reason: EndReason) {
+        self.all().iter().for_each(|live| live.end(reason));
+    }
+
+    fn all(&self) -> Vec<Arc<Live>> {
+        lock(&self.live).values().cloned().collect()
+    }
+
+    /// Lets an instance sign with a hardware key, by this handle.
+    pub(super) fn offer(&self, handle: KeyHandle, signer: Arc<Signer>) {
+        lock(&self.keys).insert(handle, signer);
+    }
+
+    /// Takes the handle back.
+    pub(super) fn withdraw(&self, handle: &KeyHandle) {
+        lock(&self.keys).remove(handle);
+    }
+
+    /// The key of this handle, if it is that process's own.
+    pub(super) fn signer(&self, handle: &[u8], process: ProcessKey) -> Option<Arc<Signer>> {
+        let handle: &KeyHandle = handle.try_into().ok()?;
+        lock(&self.keys).get(handle).filter(|signer| signer.process == process).cloned()
+    }
+
+    /// How many handles are out.
+    pub(super) fn handles(&self) -> usize {
+        lock(&self.keys).len()
+    }
+}
+
+/// What a look at a process says of its instances.
+pub(super) fn reason_of(error: &ObserveError) -> EndReason {
+    match error {
+        ObserveError::ImageReplaced { .. } => EndReason::ImageReplaced,
+        _ => EndReason::ProcessExited,
+    }
+}
+
+/// A hardware key with the bounds on its use.
+pub(super) struct Signer {
+    /// The process that may use it.
+    pub(super) process: ProcessKey,
+    /// Whose it is.
+    pub(super) live: Arc<Live>,
+    /// The key.
+    pub(super) key: Arc<dyn AgentKey>,
+    /// Signatures at once.
+    pub(super) concurrency: Semaphore,
+    bucket: Mutex<Bucket>,
+}
+
+struct Bucket {
+    tokens: f64,
+    filled: Instant,
+    per_second: f64,
+    burst: f64,
+}
+
+impl Signer {
+    /// A key of `live`, within these limits.
+    pub(super) fn new(live: Arc<Live>, process: ProcessKey, key: Arc<dyn AgentKey>, limits: &Limits) -> Self {
+        let (per_second, burst) = (f64::from(limits.sign_per_second), f64::from(limits.sign_burst));
+        let bucket = Bucket { tokens: burst, filled: Instant::now(), per_second, burst };
+        let concurrency = Semaphore::new(limits.sign_concurrency);
+        Self { process, live, key, concurrency, bucket: Mutex::new(bucket) }
+    }
+
+    /// Takes one signature from the allowance, if there is one left at `now`.
+    pub(super) fn allow(&self, now: Instant) -> bool {
+        let mut bucket = lock(&self.bucket);
+        let gained = now.saturating_duration_since(bucket.filled).as_secs_f64() * bucket.per_second;
+        bucket.tokens = (bucket.tokens + gained).min(bucket.burst);
+        bucket.filled = now;
+        let allowed = bucket.tokens >= 1.0;
+        if allowed {
+            bucket.tokens -= 1.0;
+        }
+        allowed
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,3 @@
+//! The connection to the issuer.
+
+pub mod issuer;

@@ -1,0 +1,201 @@
+//! What the host daemon knows from its issuer: written by the link, watched by everyone else. It outlives
+//! connections: agents are served from it while the issuer is away.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use hallmark_core::id::{AgentName, HostId, TrustDomain};
+use hallmark_core::selector::{Selector, SelectorSet, unmatched};
+use hallmark_core::tier::{Custody, Tier};
+use hallmark_proto::{agent, issuer};
+use tokio::sync::{mpsc, watch};
+use tonic::codegen::Bytes;
+
+/// What this host needs of one registration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registration {
+    /// Its name.
+    pub agent: AgentName,
+    /// Grows with each change of it.
+    pub revision: u64,
+    /// The tier the agent must have.
+    pub tier: Tier,
+    /// What must all be observed of the agent's process; never empty.
+    pub selectors: Vec<Selector>,
+    /// Where its key shall live.
+    pub custody: Custody,
+    /// PCRs to which a TPM key is bound.
+    pub bind_pcrs: BTreeSet<u8>,
+}
+
+impl Registration {
+    /// Those of its selectors that `seen` lacks; empty when the process matches.
+    pub fn missing<'a>(&'a self, seen: &SelectorSet) -> Vec<&'a Selector> {
+        unmatched(&self.selectors, seen)
+    }
+}
+
+/// The registrations of this host, by name; `None` until the issuer has sent them.
+pub type Registrations = Option<Arc<Vec<Registration>>>;
+
+/// How this host stands with its issuer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// It has been attested since the daemon began.
+    pub attested: bool,
+    /// The connection to the issuer is up.
+    pub connected: bool,
+    /// The highest tier its evidence supports, as the issuer said.
+    pub highest_tier: String,
+    /// What keeps it from more.
+    pub unmet: Vec<String>,
+    /// Why the issuer is away or refuses; empty when all is well.
+    pub last_error: String,
+    /// Until when the last quote counts for the advanced tier, seconds since 1970; 0 for none.
+    pub quote_valid_until: i64,
+}
+
+/// The parts, each watched by itself.
+#[derive(Debug)]
+pub struct State {
+    /// This host.
+    pub host_id: HostId,
+    /// Its trust domain.
+    pub trust_domain: TrustDomain,
+    /// Its registrations.
+    pub registrations: watch::Sender<Registrations>,
+    /// The roots agents may trust; `None` until the issuer has sent them.
+    pub bundle: watch::Sender<Option<Arc<agent::Bundle>>>,
+    /// How it stands.
+    pub standing: watch::Sender<Standing>,
+    /// Serials that were revoked, on their way to whoever holds the instances.
+    pub revoked: mpsc::Sender<Vec<Bytes>>,
+}
+
+impl State {
+    /// Knows nothing yet. Revoked serials come out of the receiver.
+    pub fn new(host_id: HostId, trust_domain: TrustDomain) -> (Arc<Self>, mpsc::Receiver<Vec<Bytes>>) {
+        let (revoked, receiver) = mpsc::channel(64);
+        let state = Self {
+            host_id,
+            trust_domain,
+            registrations: watch::Sender::default(),
+            bundle: watch::Sender::default(),
+            standing: watch::Sender::default(),
+            revoked,
+        };
+        (Arc::new(state), receiver)
+    }
+
+    /// Takes the registrations from the wire. One that cannot be read is left out, and named in the log:
+    /// its agents are refused rather than half understood.
+    pub fn accept_registrations(&self, set: issuer::RegistrationSet) {
+        let mut read = Vec::with_capacity(set.registrations.len());
+        for wire in set.registrations {
+            let name = wire.agent.clone();
+            match registration(wire) {
+                Ok(registration) => read.push(registration),
+                Err(why) => {
+                    tracing::error!(agent = name, why, "registration cannot be read, its agents are refused");
+                }
+            }
+        }
+        tracing::info!(revision = set.revision, count = read.len(), "registrations received");
+        self.registrations.send_replace(Some(Arc::new(read)));
+    }
+
+    /// Takes the bundles from the wire. An unknown tier is left out: nobody here could ask for it.
+    ///
+    /// # Errors
+    /// They are of another trust domain.
+    pub fn accept_bundles(&self, set: issuer::BundleSet) -> Result<(), String> {
+        if set.trust_domain != self.trust_domain.as_str() {
+            return Err(format!(
+                "bundle of trust domain {:?}, ours is {}",
+                set.trust_domain, self.trust_domain
+            ));
+        }
+        let known = |t: &issuer::TierRoots| t.tier.parse::<Tier>().is_ok();
+        let tiers = set.tiers.into_iter().filter(known);
+        let bundle = agent::Bundle {
+            trust_domain: set.trust_domain,
+            revision: set.revision,
+            tiers: tiers.map(|t| agent::TierRoots { tier: t.tier, roots: t.roots }).collect(),
+        };
+        self.bundle.send_if_modified(|present| {
+            let changed = present.as_deref() != Some(&bundle);
+            if changed {
+                *present = Some(Arc::new(bundle));
+            }
+            changed
+        });
+        Ok(())
+    }
+}
+
+fn registration(wire: issuer::Registration) -> Result<Registration, String> {
+    let text = |e: &dyn std::fmt::Display| e.to_string();
+    let selectors: Result<Vec<Selector>, _> = wire.selectors.iter().map(|s| s.parse()).collect();
+    let selectors = selectors.map_err(|e| text(&e))?;
+    if selectors.is_empty() {
+        return Err("it has no selectors, so that every process would match".into());
+    }
+    let pcr = |p: &u32| u8::try_from(*p).ok().filter(|p| *p < 24).ok_or(format!("there is no PCR {p}"));
+    Ok(Registration {
+        agent: wire.agent.parse().map_err(|e| text(&e))?,
+        revision: wire.revision,
+        tier: wire.tier.parse().map_err(|e| text(&e))?,
+        selectors,
+        custody: wire.custody.parse().map_err(|e| text(&e))?,
+        bind_pcrs: wire.bind_pcrs.iter().map(pcr).collect::<Result<_, _>>()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wire(agent: &str) -> issuer::Registration {
+        issuer::Registration {
+            agent: agent.into(),
+            revision: 1,
+            tier: "foundation".into(),
+            selectors: vec!["unix:uid:1".into()],
+            custody: "software".into(),
+            bind_pcrs: vec![7],
+            lifetime_seconds: 900,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_registration_that_cannot_be_read_takes_no_other_with_it() {
+        let (state, _revoked) = State::new("h".parse().unwrap(), "example.org".parse().unwrap());
+        let broken = [
+            issuer::Registration { selectors: vec![], ..wire("no-selectors") },
+            issuer::Registration { selectors: vec!["future:kind:1".into()], ..wire("unknown-selector") },
+            issuer::Registration { tier: "platinum".into(), ..wire("unknown-tier") },
+            issuer::Registration { custody: "paper".into(), ..wire("unknown-custody") },
+            issuer::Registration { bind_pcrs: vec![24], ..wire("no-such-pcr") },
+            wire("Bad Name"),
+        ];
+        let registrations = broken.into_iter().chain([wire("good")]).collect();
+        state.accept_registrations(issuer::RegistrationSet { revision: 3, registrations });
+        let read = state.registrations.borrow().clone().unwrap();
+        assert_eq!(read.iter().map(|r| r.agent.as_str()).collect::<Vec<_>>(), ["good"]);
+    }
+
+    #[tokio::test]
+    async fn bundles_of_another_trust_domain_are_refused() {
+        let (state, _revoked) = State::new("h".parse().unwrap(), "example.org".parse().unwrap());
+        let tiers = vec![
+            issuer::TierRoots { tier: "foundation".into(), roots: vec![Bytes::from_static(b"root")] },
+            issuer::TierRoots { tier: "infrastructure".into(), roots: vec![Bytes::from_static(b"root")] },
+        ];
+        let set = issuer::BundleSet { trust_domain: "example.org".into(), revision: 1, tiers };
+        let foreign = issuer::BundleSet { trust_domain: "example.com".into(), ..set.clone() };
+        assert!(state.accept_bundles(foreign).is_err());
+        state.accept_bundles(set).unwrap();
+        let bundle = state.bundle.borrow().clone().unwrap();
+        assert_eq!(bundle.tiers.len(), 1, "the infrastructure root is never among them");
+    }
+}
