@@ -22,3 +22,5 @@ pub mod agent {
 pub mod admin {
     tonic::include_proto!("hallmark.admin.v1");
 }
+
+pub mod tls;

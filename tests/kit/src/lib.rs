@@ -2,5 +2,6 @@
 
 #![forbid(unsafe_code)]
 
+pub mod pki;
 pub mod softhsm;
 pub mod swtpm;

@@ -24,6 +24,7 @@ mod parse;
 mod profile;
 mod roots;
 mod serial;
+mod svid;
 #[cfg(test)]
 pub(crate) mod testing;
 mod verify;
@@ -35,9 +36,11 @@ pub use issuing::{AgentLeaf, IssuingCa, Leaf, LeafParams};
 pub use key::{CaKey, Curve, KeyError, PublicKey, PublicKeyError, SoftwareCaKey};
 pub use names::LAB_MARK;
 pub use oid::{OidArc, OidArcError};
+pub use parse::CertificateError;
 pub use profile::{CaParams, MAX_CA_LIFETIME, ProfileError, issuing, root};
 pub use roots::{InfraRoots, RootsError, TierRoots};
 pub use serial::{Serial, SerialError};
+pub use svid::{SvidError, UnverifiedSvid};
 pub use verify::{
     ChainError, Demand, Usage, VerifiedInfra, VerifiedPeer, verify_chain, verify_infrastructure,
 };
