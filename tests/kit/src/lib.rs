@@ -3,5 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod pki;
+pub mod domain;
+pub mod fake_hostd;
 pub mod softhsm;
 pub mod swtpm;
