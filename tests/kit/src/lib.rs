@@ -2,8 +2,8 @@
 
 #![forbid(unsafe_code)]
 
-pub mod pki;
 pub mod domain;
 pub mod fake_hostd;
+pub mod pki;
 pub mod softhsm;
 pub mod swtpm;
