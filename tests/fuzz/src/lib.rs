@@ -1,0 +1,31 @@
+//! The bodies of the fuzz targets: for everything in `hallmark-core` that reads what came from outside.
+//!
+//! A body returns whether the input was accepted, and panics when a property does not hold:
+//! - whatever is read is written back the same;
+//! - whatever carries a signature is accepted only if it is, byte for byte, one of the seeds: nobody but
+//!   the keys that made these can make another.
+//!
+//! Two drivers use them. `cargo +nightly fuzz run --fuzz-dir tests/fuzz TARGET` explores by coverage.
+//! `cargo test -p hallmark-core --test fuzz_smoke` throws some ten thousand mutations of the seeds at each
+//! on the stable toolchain. Inputs made of several parts are read by [`parts::split`].
+#![forbid(unsafe_code)]
+
+pub mod certificates;
+pub mod parts;
+pub mod words;
+
+/// A target's body.
+pub type Target = fn(&[u8]) -> bool;
+
+/// All targets by name: of the driver in `fuzz_targets` and of the directory of seeds.
+pub const ALL: &[(&str, Target)] = &[
+    ("agent_info", certificates::agent_info),
+    ("capability", words::capability),
+    ("chain", certificates::chain),
+    ("csr", certificates::csr),
+    ("crl", certificates::crl),
+    ("registration", words::registration),
+    ("registration_json", words::registration_json),
+    ("selector", words::selector),
+    ("spiffe_id", words::spiffe_id),
+];
