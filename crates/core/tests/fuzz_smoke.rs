@@ -2,6 +2,7 @@
 //! thousand mutations of the seeds are thrown at each target. The mutations are the same in each run; a
 //! failure prints the input. Coverage-guided runs: see `tests/fuzz/src/lib.rs`.
 #![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../../../tests/fuzz/src/lib.rs"]
 pub mod targets;

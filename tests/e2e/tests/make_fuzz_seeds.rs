@@ -1,6 +1,7 @@
 //! Writes the seeds and fixtures of `tests/fuzz` anew. They are part of the repository; this is run by hand
 //! when a format changes: `cargo test -p hallmark-e2e --test make_fuzz_seeds -- --ignored`.
 #![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../../fuzz/src/parts.rs"]
 pub mod parts;

@@ -8,6 +8,7 @@ use rcgen::{
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
+use super::csr::canonical;
 use super::issuing::IssuingCa;
 use super::key::PublicKey;
 use super::parse::{CRL_SIGN, Certificate, CertificateError};
@@ -157,7 +158,7 @@ impl Crl {
         if !rest.is_empty() {
             return Err(malformed("bytes follow it"));
         }
-        check_signer(&list, issuing_der)?;
+        check_signer(&list, issuing_der, der)?;
         let this_update = list.last_update().timestamp();
         let next_update = list.next_update().ok_or_else(|| malformed("nextUpdate is missing"))?.timestamp();
         if now < this_update || now > next_update {
@@ -198,7 +199,11 @@ impl Crl {
     }
 }
 
-fn check_signer(list: &CertificateRevocationList<'_>, issuing_der: &[u8]) -> Result<(), CrlError> {
+fn check_signer(
+    list: &CertificateRevocationList<'_>,
+    issuing_der: &[u8],
+    der: &[u8],
+) -> Result<(), CrlError> {
     let issuer = Certificate::parse(issuing_der)?;
     if !issuer.is_ca || issuer.key_usage.is_none_or(|ku| ku & CRL_SIGN == 0) {
         return Err(CrlError::IssuerUsage);
@@ -207,6 +212,10 @@ fn check_signer(list: &CertificateRevocationList<'_>, issuing_der: &[u8]) -> Res
         return Err(CrlError::OtherIssuer);
     }
     let public = PublicKey::from_spki_der(issuer.spki_der()).map_err(|_| CrlError::IssuerUsage)?;
+    // What the signature does not cover has one form: the key's algorithm (RFC 5280 §5.1.1.2), no unused bits.
+    if canonical(list.tbs_cert_list.as_ref(), public.curve(), &list.signature_value.data) != der {
+        return Err(CrlError::Der { why: "it is not in canonical DER, or of another algorithm".to_owned() });
+    }
     if !public.verifies(list.tbs_cert_list.as_ref(), &list.signature_value.data) {
         return Err(CrlError::Signature);
     }
@@ -234,5 +243,33 @@ impl Reason {
             Reason::PrivilegeWithdrawn => RevocationReason::PrivilegeWithdrawn,
             Reason::Superseded => RevocationReason::Superseded,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{NOW, domain, serial};
+    use super::*;
+    use crate::tier::{Hierarchy, Tier};
+
+    /// Found by fuzzing: the parser overlooks the algorithm outside what is signed.
+    #[test]
+    fn no_byte_of_a_list_can_change() {
+        let domain = domain();
+        let ca = domain.ca(Hierarchy::Tier(Tier::Enterprise));
+        let revoked = [Revoked { serial: serial(9), at: NOW - 5, reason: Reason::KeyCompromise }];
+        let params = CrlParams { this_update: NOW, next_update: NOW + 60, number: 3, revoked: &revoked };
+        let der = ca.crl(&params).unwrap();
+        let list = Crl::verify(&der, ca.certificate(), NOW).unwrap();
+        assert!(list.contains(&serial(9)) && list.len() == 1 && list.number() == 3);
+        for at in 0..der.len() {
+            let mut changed = der.clone();
+            changed[at] ^= 4;
+            assert!(Crl::verify(&changed, ca.certificate(), NOW).is_err(), "byte {at}");
+        }
+        let late = Crl::verify(&der, ca.certificate(), NOW + 61);
+        assert!(matches!(late, Err(CrlError::Time { .. })), "{late:?}");
+        let other = Crl::verify(&der, domain.ca(Hierarchy::Tier(Tier::Advanced)).certificate(), NOW);
+        assert_eq!(other.unwrap_err(), CrlError::OtherIssuer);
     }
 }

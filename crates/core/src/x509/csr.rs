@@ -172,8 +172,9 @@ fn check_algorithm(curve: Curve, found: &AlgorithmIdentifier<'_>) -> Result<(), 
     Ok(())
 }
 
-/// The one encoding of these parts (RFC 2986 §4.2): the parser overlooks odd tags outside what is signed.
-fn canonical(info: &[u8], curve: Curve, signature: &[u8]) -> Vec<u8> {
+/// The one encoding of these parts (RFC 2986 §4.2, and alike RFC 5280 §5.1): the parser overlooks odd tags
+/// outside what is signed.
+pub(super) fn canonical(info: &[u8], curve: Curve, signature: &[u8]) -> Vec<u8> {
     let algorithm: &[u8] = match curve {
         Curve::P256 => &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02],
         Curve::P384 => &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x03],
