@@ -10,8 +10,13 @@
 
 pub mod capability;
 pub mod decide;
+pub mod ek;
+pub mod eventlog;
+pub mod evidence;
 pub mod id;
+pub mod pcr;
 pub mod registration;
 pub mod selector;
 pub mod tier;
+pub mod tpm;
 pub mod x509;
