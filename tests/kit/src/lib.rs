@@ -4,6 +4,7 @@
 
 pub mod domain;
 pub mod fake_hostd;
+pub mod faketpm;
 pub mod pki;
 pub mod softhsm;
 pub mod swtpm;

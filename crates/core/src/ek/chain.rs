@@ -117,10 +117,10 @@ pub(super) fn check_ca(issuer: &Certificate) -> Result<(), EkError> {
     if issuer.key_cert_sign == Some(false) {
         return refuse("its keyUsage lacks keyCertSign");
     }
-    if let Some(purposes) = &issuer.purposes {
-        if !purposes.iter().any(|p| p == EK_PURPOSE || p == ANY_PURPOSE) {
-            return refuse("its extendedKeyUsage does not include EK certificates");
-        }
+    if let Some(purposes) = &issuer.purposes
+        && !purposes.iter().any(|p| p == EK_PURPOSE || p == ANY_PURPOSE)
+    {
+        return refuse("its extendedKeyUsage does not include EK certificates");
     }
     Ok(())
 }

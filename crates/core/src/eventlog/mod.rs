@@ -111,11 +111,11 @@ pub fn replay(log: &EventLog<'_>) -> Result<BTreeMap<u8, PcrValue>, ReplayError>
     for (at, event) in log.events.iter().enumerate() {
         let number = at + 1;
         if event.event_type == EV_NO_ACTION {
-            if let Some(start) = startup_locality(event, number)? {
-                if pcrs.insert(0, start).is_some() {
-                    let why = "the startup locality follows an extend of PCR 0, or is named twice";
-                    return Err(ReplayError::StartupLocality { number, why });
-                }
+            if let Some(start) = startup_locality(event, number)?
+                && pcrs.insert(0, start).is_some()
+            {
+                let why = "the startup locality follows an extend of PCR 0, or is named twice";
+                return Err(ReplayError::StartupLocality { number, why });
             }
             continue;
         }

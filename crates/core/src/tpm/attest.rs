@@ -90,7 +90,7 @@ impl Attest {
         let attested = match kind {
             ST_ATTEST_QUOTE => {
                 let selection = parse_selection(&mut r)?;
-                let pcr_digest = r.sized("pcrDigest", HashAlg::Sha384.len())?.to_vec();
+                let pcr_digest = r.sized("pcrDigest", HashAlg::Sha384.digest_len())?.to_vec();
                 Attested::Quote { selection, pcr_digest }
             }
             ST_ATTEST_CERTIFY => Attested::Certify {
@@ -110,7 +110,7 @@ impl Attest {
 }
 
 fn parse_name(r: &mut Reader<'_>, field: &'static str) -> Result<Name, ParseError> {
-    Name::parse(r.sized(field, 2 + HashAlg::Sha384.len())?)
+    Name::parse(r.sized(field, 2 + HashAlg::Sha384.digest_len())?)
 }
 
 fn parse_clock(r: &mut Reader<'_>) -> Result<ClockInfo, ParseError> {

@@ -84,7 +84,7 @@ pub fn make_credential(
     aes_cfb_zero_iv(&key, &mut identity).ok_or_else(|| CredentialError::Key { name: ek.name().clone() })?;
 
     // Part 1, clause 24.5: encrypt then MAC, over the ciphertext and the name.
-    let mac_key = kdfa(alg, &seed, "INTEGRITY", &[], &[], alg.len() as u32 * 8);
+    let mac_key = kdfa(alg, &seed, "INTEGRITY", &[], &[], alg.digest_len() as u32 * 8);
     let mac = hmac(alg, &mac_key, &[&identity, ak_name.as_bytes()]);
     let mut body = Vec::new();
     put_sized(&mut body, &mac);
@@ -105,7 +105,7 @@ fn seed_by_rsa(
 ) -> Option<(Zeroizing<Vec<u8>>, Vec<u8>)> {
     let public =
         rsa::RsaPublicKey::new(rsa::BigUint::from_bytes_be(&key.modulus), key.exponent.into()).ok()?;
-    let mut seed = Zeroizing::new(vec![0; alg.len()]);
+    let mut seed = Zeroizing::new(vec![0; alg.digest_len()]);
     rng.fill_bytes(&mut seed);
     let label = "IDENTITY\0";
     let padding = match alg {
@@ -140,7 +140,7 @@ fn seed_by_ecdh(
         }
     };
     let (x, y) = ephemeral.get(1..)?.split_at_checked(key.curve.coordinate_len())?;
-    let seed = kdfe(alg, &z, "IDENTITY", x, &key.x, alg.len() as u32 * 8);
+    let seed = kdfe(alg, &z, "IDENTITY", x, &key.x, alg.digest_len() as u32 * 8);
     // TPMS_ECC_POINT
     let mut point = Vec::new();
     put_sized(&mut point, x);

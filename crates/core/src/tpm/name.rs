@@ -38,7 +38,7 @@ impl HashAlg {
     }
 
     /// Length of a digest in bytes.
-    pub fn len(self) -> usize {
+    pub fn digest_len(self) -> usize {
         match self {
             HashAlg::Sha256 => 32,
             HashAlg::Sha384 => 48,
@@ -92,7 +92,7 @@ impl Name {
             left: bytes.len(),
         })?;
         let alg = HashAlg::from_id("name.hashAlg", u16::from_be_bytes(*alg))?;
-        if digest.len() != alg.len() {
+        if digest.len() != alg.digest_len() {
             return Err(ParseError::Invalid { field: "name", rule: "its length is not that of its hash" });
         }
         Ok(Self(bytes.to_vec()))
@@ -107,7 +107,8 @@ impl Name {
     /// hierarchy's handle and the name (Part 1, clause 16, "Qualified Name").
     pub fn qualified_under(&self, hierarchy: u32) -> Self {
         // The constructors admit no other length.
-        let alg = if self.0.len() == 2 + HashAlg::Sha384.len() { HashAlg::Sha384 } else { HashAlg::Sha256 };
+        let alg =
+            if self.0.len() == 2 + HashAlg::Sha384.digest_len() { HashAlg::Sha384 } else { HashAlg::Sha256 };
         let mut qualified = alg.id().to_be_bytes().to_vec();
         qualified.extend(alg.digest(&[&hierarchy.to_be_bytes(), &self.0]));
         Self(qualified)
@@ -147,7 +148,7 @@ mod tests {
         for alg in [HashAlg::Sha256, HashAlg::Sha384] {
             let name = Name::of(alg, b"x");
             assert_ne!(name.qualified_under(RH_OWNER), name.qualified_under(RH_ENDORSEMENT));
-            assert_eq!(name.qualified_under(RH_OWNER).as_bytes().len(), 2 + alg.len());
+            assert_eq!(name.qualified_under(RH_OWNER).as_bytes().len(), 2 + alg.digest_len());
         }
     }
 }

@@ -236,8 +236,8 @@ impl Public {
         let object_type = r.u16("type")?;
         let name_alg = HashAlg::from_id("nameAlg", r.u16("nameAlg")?)?;
         let attributes = parse_attributes(&mut r)?;
-        let auth_policy = r.sized("authPolicy", name_alg.len())?.to_vec();
-        if !auth_policy.is_empty() && auth_policy.len() != name_alg.len() {
+        let auth_policy = r.sized("authPolicy", name_alg.digest_len())?.to_vec();
+        if !auth_policy.is_empty() && auth_policy.len() != name_alg.digest_len() {
             return Err(ParseError::Invalid {
                 field: "authPolicy",
                 rule: "neither empty nor as long as the name algorithm's digest",

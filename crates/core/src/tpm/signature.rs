@@ -145,7 +145,7 @@ impl Signature {
     fn verify_pss_longest_salt(&self, key: &RsaPublic, message: &[u8], sig: &[u8]) -> bool {
         let modulus = rsa::BigUint::from_bytes_be(&key.modulus);
         let Ok(public) = rsa::RsaPublicKey::new(modulus, key.exponent.into()) else { return false };
-        let Some(salt) = key.modulus.len().checked_sub(self.hash.len() + 2) else { return false };
+        let Some(salt) = key.modulus.len().checked_sub(self.hash.digest_len() + 2) else { return false };
         let scheme = match self.hash {
             HashAlg::Sha256 => rsa::Pss::new_with_salt::<sha2::Sha256>(salt),
             HashAlg::Sha384 => rsa::Pss::new_with_salt::<sha2::Sha384>(salt),
