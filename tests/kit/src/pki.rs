@@ -58,6 +58,11 @@ pub fn serial() -> Serial {
     Serial::from_random(rand::random())
 }
 
+/// A certificate as PEM.
+pub fn pem(der: &[u8]) -> String {
+    pem::encode(&pem::Pem::new("CERTIFICATE", der))
+}
+
 /// A private key, PKCS#8.
 pub fn pkcs8(curve: Curve) -> Vec<u8> {
     let algorithm = match curve {

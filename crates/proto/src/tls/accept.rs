@@ -1,6 +1,7 @@
 //! Whom a connection accepts, and the rustls verifiers that ask.
 
 use std::collections::{BTreeSet, HashSet};
+use std::io;
 use std::sync::Arc;
 
 use hallmark_core::id::{SpiffeId, Subject};
@@ -130,6 +131,17 @@ impl AgentDemand {
             return Err(PeerError::NotAllowed { found: peer.spiffe_id });
         }
         Ok(peer.spiffe_id)
+    }
+}
+
+/// rustls shows our reason only for debugging; this puts it into words again.
+pub(super) fn explain(error: io::Error) -> io::Error {
+    let rustls = error.get_ref().and_then(|e| e.downcast_ref::<Error>());
+    match rustls {
+        Some(Error::InvalidCertificate(CertificateError::Other(OtherError(reason)))) => {
+            io::Error::new(error.kind(), format!("the peer was refused: {reason}"))
+        }
+        _ => error,
     }
 }
 

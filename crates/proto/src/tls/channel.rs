@@ -14,6 +14,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
+use super::accept::explain;
 use super::{CappedStream, PeerInfo, SwappableCert};
 
 /// How a channel behaves.
@@ -125,7 +126,8 @@ impl Target {
         let remote = socket.peer_addr().ok();
         // Read before the handshake: should the certificate be swapped meanwhile, the earlier end counts.
         let own_not_after = self.options.identity.as_ref().and_then(|i| i.not_after());
-        let stream = TlsConnector::from(self.config.clone()).connect(self.name.clone(), socket).await?;
+        let connecting = TlsConnector::from(self.config.clone()).connect(self.name.clone(), socket);
+        let stream = connecting.await.map_err(explain)?;
         let certificates = stream.get_ref().1.peer_certificates();
         let peer = PeerInfo::of_verified(certificates, remote).map_err(io::Error::other)?;
         let time = self.config.time_provider.clone();

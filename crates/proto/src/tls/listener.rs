@@ -15,6 +15,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::Stream;
 
+use super::accept::explain;
 use super::{CappedStream, PeerInfo, SwappableCert};
 
 /// One accepted connection.
@@ -150,7 +151,8 @@ impl Acceptor {
         let handshake = TlsAcceptor::from(self.config.clone()).accept(socket);
         let stream = tokio::time::timeout(self.options.handshake_timeout, handshake)
             .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long"))??;
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long"))?
+            .map_err(explain)?;
         let certificates = stream.get_ref().1.peer_certificates();
         let peer = PeerInfo::of_verified(certificates, Some(remote)).map_err(io::Error::other)?;
         let time = self.config.time_provider.clone();
