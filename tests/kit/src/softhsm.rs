@@ -7,7 +7,8 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 
@@ -23,6 +24,8 @@ const MODULES: [&str; 5] = [
 const CONF: &str = "SOFTHSM2_CONF";
 /// Tells a child of [`in_child`] which token is its own.
 const CHILD: &str = "HALLMARK_KIT_SOFTHSM";
+/// Longest run of a test in its own process: one that hangs is ended and shown.
+const PATIENCE: Duration = Duration::from_secs(120);
 const LABEL: &str = "hallmark-test";
 const PIN: &str = "8437-user";
 const SO_PIN: &str = "1932-officer";
@@ -163,20 +166,39 @@ pub fn in_child(test: &str, body: impl FnOnce(&SoftHsm)) {
         return;
     }
     let hsm = must(SoftHsm::new());
-    let this = must(std::env::current_exe().context("find this test program"));
-    let output = must(
-        Command::new(this)
-            .args(["--exact", test, "--nocapture", "--include-ignored"])
-            .env(CHILD, &hsm.dir)
-            .envs(hsm.env())
-            .output()
-            .context("start this test program again"),
-    );
-    let said =
-        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{test} failed in its own process ({}):\n{said}", output.status);
+    let (status, said) = must(run_alone(&hsm, test));
+    let Some(status) = status else { panic!("{test} did not end within {PATIENCE:?}:\n{said}") };
+    assert!(status.success(), "{test} failed in its own process ({status}):\n{said}");
     assert!(hsm.dir.join("done").exists(), "no test is called {test:?}:\n{said}");
     print!("{said}");
+}
+
+/// Runs this test program again for one test; no status when it had to be ended.
+fn run_alone(hsm: &SoftHsm, test: &str) -> anyhow::Result<(Option<ExitStatus>, String)> {
+    // A file, unlike a pipe, never fills up and so never holds the child back.
+    let said = hsm.dir.join("said");
+    let output = fs::File::create(&said)?;
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(["--exact", test, "--nocapture", "--include-ignored"])
+        .env(CHILD, &hsm.dir)
+        .envs(hsm.env())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        .spawn()
+        .context("start this test program again")?;
+    let started = Instant::now();
+    let status = loop {
+        match child.try_wait()? {
+            Some(status) => break Some(status),
+            None if started.elapsed() > PATIENCE => {
+                child.kill()?;
+                child.wait()?;
+                break None;
+            }
+            None => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    Ok((status, String::from_utf8_lossy(&fs::read(said)?).into_owned()))
 }
 
 /// Runs a command to its end and returns what it printed.
