@@ -7,8 +7,12 @@
 #![forbid(unsafe_code)]
 
 pub mod agents;
+mod clock;
+pub mod config;
+pub mod daemon;
 pub mod keys;
 pub mod link;
+pub mod logging;
 pub mod observe;
 pub mod state;
 mod status;

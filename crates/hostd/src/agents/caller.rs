@@ -12,6 +12,7 @@ use tokio::net::UnixStream;
 use tokio::time::Sleep;
 use tonic::transport::server::Connected;
 
+use super::Limits;
 use crate::observe::{ImageDigests, Observation, ObserveError, Process, observe};
 
 /// How long a connection may stay silent after it was accepted.
@@ -60,10 +61,8 @@ pub enum CallerError<'a> {
 }
 
 /// Connections counted, in all and by user.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Counter {
-    max: usize,
-    max_per_user: usize,
     open: Mutex<(usize, HashMap<u32, usize>)>,
 }
 
@@ -75,16 +74,16 @@ pub(super) struct Counted {
 }
 
 impl Counter {
-    /// Room for `max` connections, of one user at most `max_per_user`.
-    pub(super) fn new(max: usize, max_per_user: usize) -> Arc<Self> {
-        Arc::new(Self { max, max_per_user, open: Mutex::default() })
+    /// None open yet.
+    pub(super) fn new() -> Arc<Self> {
+        Arc::default()
     }
 
-    /// Counts one more, if there is room.
-    pub(super) fn admit(self: &Arc<Self>, uid: u32) -> Option<Counted> {
+    /// Counts one more of this user, if there is room.
+    pub(super) fn admit(self: &Arc<Self>, uid: u32, limits: &Limits) -> Option<Counted> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let of_user = open.1.get(&uid).copied().unwrap_or(0);
-        if open.0 >= self.max || of_user >= self.max_per_user {
+        if open.0 >= limits.max_connections || of_user >= limits.max_connections_per_user {
             return None;
         }
         open.0 += 1;
@@ -180,14 +179,15 @@ mod tests {
 
     #[test]
     fn room_is_bounded_in_all_and_by_user_and_returns() {
-        let counter = Counter::new(3, 2);
-        let one = counter.admit(1).unwrap();
-        let _two = counter.admit(1).unwrap();
-        assert!(counter.admit(1).is_none(), "two of one user");
-        let _three = counter.admit(2).unwrap();
-        assert!(counter.admit(3).is_none(), "three in all");
+        let limits = Limits { max_connections: 3, max_connections_per_user: 2, ..Limits::default() };
+        let counter = Counter::new();
+        let one = counter.admit(1, &limits).unwrap();
+        let _two = counter.admit(1, &limits).unwrap();
+        assert!(counter.admit(1, &limits).is_none(), "two of one user");
+        let _three = counter.admit(2, &limits).unwrap();
+        assert!(counter.admit(3, &limits).is_none(), "three in all");
         drop(one);
-        assert!(counter.admit(1).is_some());
+        assert!(counter.admit(1, &limits).is_some());
         assert_eq!(counter.len(), 2);
     }
 }

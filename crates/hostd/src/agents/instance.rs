@@ -1,7 +1,7 @@
 //! One run of an agent: from its first credential, through renewals, to its end.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use hallmark_core::id::{InstanceId, SpiffeId, Subject};
 use hallmark_core::tier::{Custody, Tier};
@@ -16,15 +16,13 @@ use super::caller::Caller;
 use super::registry::{KeyHandle, Live, Signer, reason_of};
 use super::select::{SelectError, choose};
 use super::{Agents, CallerError};
+use crate::clock;
 use crate::keys::{AgentKey, KeyError, KeySpec, csr};
 use crate::link::issuer::{AskError, EndReason};
 use crate::state::Registration;
 
 /// How long a caller waits for a host daemon that has just begun and has no registrations yet.
 const FIRST_WORD: Duration = Duration::from_secs(5);
-/// Longest uninterrupted sleep: the clock that counts is the wall clock, which a suspended or corrected
-/// machine moves without waking a timer.
-const LONGEST_NAP: Duration = Duration::from_secs(30);
 /// Shortest and longest wait before a failed renewal is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
@@ -109,7 +107,7 @@ impl Instance {
     ) -> Result<Self, InstanceError> {
         let registration = agents.registration_for(&caller, &wanted).await?;
         let id = InstanceId::from_bytes(rand::rng().random());
-        let max = agents.limits.max_agents;
+        let max = agents.limits().max_agents;
         let live = agents
             .registry
             .enter(id, registration.agent.clone(), caller, max)
@@ -147,7 +145,7 @@ impl Instance {
                     self.on_bundle(&stream);
                     continue;
                 }
-                () = wall_clock(next) => Wanted::Renewal("renewal"),
+                () = clock::until(next) => Wanted::Renewal("renewal"),
             };
             let why = match why {
                 Wanted::Nothing => continue,
@@ -221,12 +219,12 @@ impl Instance {
             _ => false,
         };
         let not_after = self.current.as_ref().map_or(0, |c| c.identity.not_after);
-        if lasting || now() >= not_after {
+        if lasting || clock::now() >= not_after {
             return None;
         }
         let wait = retry.mul_f64(rand::rng().random_range(0.5..1.0));
         *retry = (*retry * 2).min(RETRY.1);
-        Some((now() + wait.as_secs().max(1) as i64).min(not_after))
+        Some((clock::now() + wait.as_secs().max(1) as i64).min(not_after))
     }
 
     /// One issuance, and what follows from it.
@@ -319,12 +317,12 @@ impl Instance {
         if tier != self.registration.tier {
             return Err(InstanceError::Answer("not the tier that is registered"));
         }
-        if issued.chain.is_empty() || issued.serial.is_empty() || issued.not_after <= now() {
+        if issued.chain.is_empty() || issued.serial.is_empty() || issued.not_after <= clock::now() {
             return Err(InstanceError::Answer("no valid certificate"));
         }
         let bundle = self.agents.state.bundle.borrow().clone();
         let bundle = bundle.ok_or(InstanceError::NotReady { why: "no bundle".into() })?;
-        let renew_at = renewal(now(), issued.not_after, rand::rng().random_range(0.5..0.7));
+        let renew_at = renewal(clock::now(), issued.not_after, rand::rng().random_range(0.5..0.7));
         let key_out = match key.release() {
             Some(pkcs8) => identity::Key::PrivateKey(pkcs8),
             None => identity::Key::KeyHandle(Bytes::copy_from_slice(&handle)),
@@ -359,7 +357,7 @@ impl Instance {
         }
         let Some((process, _)) = self.live.caller.known() else { return };
         if key.custody() != Custody::Software {
-            let signer = Signer::new(self.live.clone(), process.key(), key.clone(), &self.agents.limits);
+            let signer = Signer::new(self.live.clone(), process.key(), key.clone(), &self.agents.limits());
             self.agents.registry.offer(handle, Arc::new(signer));
             self.key = Some((handle, key));
         }
@@ -453,21 +451,6 @@ fn end_of(error: &InstanceError) -> EndReason {
 /// When a credential that is fresh now and ends at `not_after` is renewed: after this part of its life.
 fn renewal(now: i64, not_after: i64, part: f64) -> i64 {
     now + ((not_after - now).max(0) as f64 * part) as i64
-}
-
-fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
-}
-
-/// Returns once the wall clock shows `at` (seconds since 1970).
-async fn wall_clock(at: i64) {
-    loop {
-        let left = at.saturating_sub(now());
-        if left <= 0 {
-            return;
-        }
-        tokio::time::sleep(Duration::from_secs(left as u64).min(LONGEST_NAP)).await;
-    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ mod registry;
 mod select;
 mod server;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use hallmark_proto::agent::agent_identity_server::AgentIdentity;
@@ -73,7 +73,7 @@ pub struct Agents {
     state: Arc<State>,
     issuer: Issuer,
     stores: KeyStores,
-    limits: Limits,
+    limits: RwLock<Arc<Limits>>,
     registry: Registry,
 }
 
@@ -89,7 +89,13 @@ impl Agents {
         limits: Limits,
         mut revoked: mpsc::Receiver<Vec<Bytes>>,
     ) -> Arc<Self> {
-        let agents = Arc::new(Self { state, issuer, stores, limits, registry: Registry::default() });
+        let agents = Arc::new(Self {
+            state,
+            issuer,
+            stores,
+            limits: RwLock::new(Arc::new(limits)),
+            registry: Registry::default(),
+        });
         let weak = Arc::downgrade(&agents);
         tokio::spawn(async move {
             let mut sweep = tokio::time::interval(SWEEP);
@@ -107,6 +113,21 @@ impl Agents {
             }
         });
         agents
+    }
+
+    /// What agents may ask for now, at most.
+    pub fn limits(&self) -> Arc<Limits> {
+        self.limits.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes it, for whatever begins from now on.
+    pub fn limit(&self, limits: Limits) {
+        *self.limits.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(limits);
+    }
+
+    /// What the daemon knows from its issuer.
+    pub fn state(&self) -> &State {
+        &self.state
     }
 
     /// How many instances are alive.

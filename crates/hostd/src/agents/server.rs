@@ -142,9 +142,8 @@ pub async fn serve(
 }
 
 async fn accept(socket: Socket, agents: Arc<Agents>, accepted: mpsc::Sender<Result<AgentStream, io::Error>>) {
-    let limits = &agents.limits;
-    let counter = Counter::new(limits.max_connections, limits.max_connections_per_user);
-    let digests = Arc::new(ImageDigests::new(IMAGES, limits.max_image_bytes));
+    let counter = Counter::new();
+    let digests = Arc::new(ImageDigests::new(IMAGES, agents.limits().max_image_bytes));
     loop {
         let (stream, uid) = match socket.listener.accept().await {
             Ok((stream, _)) => match stream.peer_cred() {
@@ -158,7 +157,7 @@ async fn accept(socket: Socket, agents: Arc<Agents>, accepted: mpsc::Sender<Resu
                 continue;
             }
         };
-        match counter.admit(uid) {
+        match counter.admit(uid, &agents.limits()) {
             Some(counted) => {
                 tokio::spawn(introduce(stream, counted, digests.clone(), accepted.clone()));
             }

@@ -3,6 +3,7 @@
 
 pub mod csr;
 mod software;
+mod tpm;
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -13,7 +14,10 @@ use hallmark_core::tier::Custody;
 use hallmark_proto::issuer::issue_item;
 use tonic::codegen::Bytes;
 
+pub(crate) use software::SoftwareKey;
 pub use software::SoftwareKeys;
+pub use tpm::TpmKeys;
+pub(crate) use tpm::{certification, refused};
 
 /// Why a key was not made, or did not sign.
 #[derive(Debug, thiserror::Error)]
@@ -116,5 +120,17 @@ impl KeyStores {
             }
         };
         store.ok_or(KeyError::NoStore { custody, remedy })
+    }
+}
+
+/// The point in the SubjectPublicKeyInfo of a P-256 key (RFC 5480, section 2).
+pub(crate) fn public_point(spki: &[u8]) -> Result<Vec<u8>, KeyError> {
+    const PREFIX: [u8; 26] = [
+        0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
+        0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+    ];
+    match spki.strip_prefix(&PREFIX) {
+        Some(point) if point.len() == 65 && point[0] == 4 => Ok(point.to_vec()),
+        _ => Err(KeyError::Csr("the key is not on P-256, uncompressed".into())),
     }
 }

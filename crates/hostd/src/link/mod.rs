@@ -1,3 +1,261 @@
-//! The connection to the issuer.
+//! The connection to the issuer: outbound, by mutual TLS with a key that lives in the TPM; attested again
+//! before its credential ends, and taken up again whenever it breaks.
 
+mod attest;
+pub mod attester;
 pub mod issuer;
+mod join;
+mod session;
+mod tpm;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hallmark_core::x509::InfraRoots;
+use hallmark_proto::issuer as wire;
+use hallmark_proto::tls::{self, Accept, CertError, ChannelError, ChannelOptions, Shared, SwappableCert};
+use rand::Rng;
+use tokio::sync::{mpsc, watch};
+use tonic::Status;
+use tonic::transport::Channel;
+
+use crate::clock;
+use crate::keys::KeyError;
+use crate::state::State;
+use attester::{AttestError, Attester};
+use issuer::{AskError, QuoteWanted};
+
+pub use join::JoinToken;
+pub use tpm::TpmAttester;
+
+/// Shortest and longest wait after all issuers have failed.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+/// The part of a host SVID's life after which the host attests again, at the latest.
+const ATTEST_AGAIN: f64 = 0.6;
+
+/// Why the link is down.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// This host could not prove itself.
+    #[error(transparent)]
+    Attest(#[from] AttestError),
+    /// The host's key did not sign.
+    #[error("host key: {0}")]
+    Key(#[from] KeyError),
+    /// The address or TLS configuration is wrong.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// TLS.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The issuer cannot be reached, or refuses.
+    #[error("{}", words(.0))]
+    Refused(Status),
+    /// The certificate the issuer gave cannot be used.
+    #[error("the host SVID cannot be used: {0}")]
+    Svid(#[from] CertError),
+    /// The issuer gave another host's certificate.
+    #[error("the host SVID is for {found}, not for this host")]
+    OtherHost {
+        /// Whose it is.
+        found: String,
+    },
+    /// The issuer sent something out of turn.
+    #[error("protocol: {0}")]
+    Protocol(&'static str),
+    /// The issuer closed the stream.
+    #[error("the issuer closed the connection")]
+    Closed,
+}
+
+/// tonic hides the reason of a failed connection in the chain of sources.
+fn words(status: &Status) -> String {
+    let mut text =
+        format!("the issuer cannot be reached or refuses ({}): {}", status.code(), status.message());
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        source = error.source();
+    }
+    text
+}
+
+/// See the module.
+pub struct Link {
+    endpoints: Vec<String>,
+    roots: Shared<InfraRoots>,
+    attester: Arc<dyn Attester>,
+    state: Arc<State>,
+    connection: watch::Sender<Option<Channel>>,
+    quotes: mpsc::Receiver<QuoteWanted>,
+    svid: Arc<SwappableCert>,
+    /// When to attest again, seconds since 1970; 0 for now.
+    attest_at: i64,
+    /// When the last quote was accepted.
+    quoted_at: i64,
+}
+
+impl Link {
+    /// To the first of `endpoints` that answers. Connections come out of `connection`, wishes for a fresh
+    /// quote in by `quotes`.
+    pub fn new(
+        endpoints: Vec<String>,
+        roots: InfraRoots,
+        attester: Arc<dyn Attester>,
+        state: Arc<State>,
+        connection: watch::Sender<Option<Channel>>,
+        quotes: mpsc::Receiver<QuoteWanted>,
+    ) -> Self {
+        let roots = Shared::new(roots);
+        let svid = SwappableCert::new();
+        Self { endpoints, roots, attester, state, connection, quotes, svid, attest_at: 0, quoted_at: 0 }
+    }
+
+    /// Keeps the link up until the task is dropped.
+    pub async fn run(mut self) {
+        let mut wait = BACKOFF.0;
+        let mut turn = 0;
+        loop {
+            let Some(endpoint) = self.endpoints.get(turn % self.endpoints.len().max(1)).cloned() else {
+                return;
+            };
+            let mut connected = false;
+            let outcome = self.session(&endpoint, &mut connected).await;
+            if connected {
+                wait = BACKOFF.0;
+            }
+            match outcome {
+                // Attest again, and take the connection up with the new credential.
+                Ok(()) => self.attest_at = 0,
+                Err(error) => {
+                    self.down(&endpoint, &error, connected);
+                    turn += 1;
+                    if turn % self.endpoints.len() == 0 || connected {
+                        let pause = wait.mul_f64(rand::rng().random_range(0.5..1.0));
+                        wait = (wait * 2).min(BACKOFF.1);
+                        self.pause(pause, &error.to_string()).await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn down(&self, endpoint: &str, error: &LinkError, was_up: bool) {
+        self.connection.send_replace(None);
+        self.state.standing.send_modify(|standing| {
+            standing.connected = false;
+            standing.last_error = error.to_string();
+        });
+        tracing::warn!(
+            host_id = %self.state.host_id, issuer = endpoint, was_up, reason = %error, "issuer away"
+        );
+    }
+
+    /// Waits, and says no to whoever wants a quote meanwhile.
+    async fn pause(&mut self, pause: Duration, why: &str) {
+        let over = tokio::time::sleep(pause);
+        tokio::pin!(over);
+        loop {
+            tokio::select! {
+                () = &mut over => return,
+                Some(wanted) = self.quotes.recv() => {
+                    let _ = wanted.send(Err(AskError::Away(why.to_owned())));
+                }
+            }
+        }
+    }
+
+    /// Whether there is no credential, or it is time for the next.
+    fn must_attest(&self) -> bool {
+        self.svid.not_after().is_none_or(|end| end <= clock::now()) || self.attest_at <= clock::now()
+    }
+
+    /// Attests over a connection that shows no certificate, and takes the new credential.
+    async fn attest(&mut self, endpoint: &str) -> Result<(), LinkError> {
+        let config = tls::client_config(Accept::Issuers(self.roots.clone()), None)?;
+        let channel = tls::channel(endpoint, Arc::new(config), ChannelOptions::default())?;
+        let host = &self.state.host_id;
+        let attested = attest::attest(channel, &self.attester, host, &self.state.trust_domain).await;
+        let attested = attested.inspect_err(|error| {
+            if matches!(error, LinkError::Refused(status) if status.code() == tonic::Code::PermissionDenied) {
+                tracing::error!(host_id = %host, reason = %error, remedy = self.attester.remedy(), "host refused");
+            }
+        })?;
+        self.attester.accepted();
+        self.accept(attested)
+    }
+
+    fn accept(&mut self, attested: wire::HostAttested) -> Result<(), LinkError> {
+        let chain = attested.host_svid.iter().map(|der| der.to_vec().into()).collect();
+        self.svid.set(chain, self.attester.tls_key()?)?;
+        let svid = self.svid.svid().ok_or(LinkError::Protocol("no host SVID"))?;
+        let wanted = hallmark_core::id::Subject::Host(self.state.host_id.clone());
+        if svid.spiffe_id.subject != wanted || svid.spiffe_id.trust_domain != self.state.trust_domain {
+            self.svid.clear();
+            return Err(LinkError::OtherHost { found: svid.spiffe_id.to_string() });
+        }
+        let now = clock::now();
+        self.attest_at =
+            again(now, svid.not_after, attested.attest_again_at, rand::rng().random_range(0.9..1.0));
+        self.quoted_at = now;
+        if let Some(bundles) = attested.bundles {
+            self.take_bundles(bundles);
+        }
+        let unmet: Vec<String> = attested.unmet.iter().map(unmet).collect();
+        self.state.standing.send_modify(|standing| {
+            standing.attested = true;
+            standing.highest_tier = attested.highest_tier.clone();
+            standing.unmet.clone_from(&unmet);
+            standing.quote_valid_until = attested.quote_valid_until;
+        });
+        tracing::info!(
+            host_id = %self.state.host_id, proof = self.attester.name(), highest_tier = attested.highest_tier,
+            unmet = unmet.join("; "), serial = %svid.serial, not_after = svid.not_after,
+            attest_again_at = self.attest_at, "host attested"
+        );
+        Ok(())
+    }
+
+    fn take_bundles(&self, bundles: wire::BundleSet) {
+        if let Err(reason) = self.state.accept_bundles(bundles) {
+            tracing::error!(host_id = %self.state.host_id, reason, "bundle refused");
+        }
+    }
+
+    /// A channel that shows the host's SVID.
+    fn channel(&self, endpoint: &str) -> Result<Channel, LinkError> {
+        let accept = Accept::Issuers(self.roots.clone());
+        let config = tls::client_config(accept, Some(self.svid.clone()))?;
+        let options = ChannelOptions { identity: Some(self.svid.clone()), ..ChannelOptions::default() };
+        Ok(tls::channel(endpoint, Arc::new(config), options)?)
+    }
+}
+
+fn unmet(unmet: &wire::Unmet) -> String {
+    format!("{}: {}", unmet.code, unmet.detail)
+}
+
+/// When to attest again: when the issuer says, but well before the credential ends, and not all hosts at
+/// once.
+fn again(now: i64, not_after: i64, wish: i64, jitter: f64) -> i64 {
+    let latest = now + ((not_after - now).max(0) as f64 * ATTEST_AGAIN) as i64;
+    let wish = if wish > now { wish.min(latest) } else { latest };
+    now + ((wish - now) as f64 * jitter) as i64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_attests_again_well_before_its_credential_ends() {
+        assert_eq!(again(1000, 4600, 0, 1.0), 3160);
+        assert_eq!(again(1000, 4600, 2000, 1.0), 2000);
+        assert_eq!(again(1000, 4600, 9999, 0.9), 2944);
+        assert_eq!(again(1000, 900, 0, 1.0), 1000);
+    }
+}

@@ -1,0 +1,235 @@
+//! The daemon as a whole: everything is made, wired, watched and taken down here.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hallmark_core::x509::{InfraRoots, RootsError};
+use hallmark_tpm::{Tpm, TpmConfig, TpmError};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{oneshot, watch};
+
+use crate::agents::{Agents, ServeError, Socket, serve};
+use crate::config::{Config, Pkcs11Config, Proof, SocketConfig};
+use crate::keys::{KeyError, KeyStore, KeyStores, TpmKeys};
+use crate::link::attester::{AttestError, Attester};
+use crate::link::issuer::Issuer;
+use crate::link::{JoinToken, Link, TpmAttester};
+use crate::logging::LogLevel;
+use crate::state::State;
+
+/// How long the ends of instances may take to reach the issuer when the daemon stops.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How long connections may take to end after that.
+const CLOSE: Duration = Duration::from_secs(3);
+
+/// Why the daemon does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The infrastructure root cannot be read.
+    #[error("issuer.infrastructure_root: {path}: {reason}")]
+    Root {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The infrastructure root is none.
+    #[error("issuer.infrastructure_root: {0}")]
+    NotRoot(#[from] RootsError),
+    /// The TPM.
+    #[error("tpm: {0}")]
+    Tpm(#[from] TpmError),
+    /// The TPM cannot be made ready to attest.
+    #[error("tpm: {0}")]
+    Attester(#[from] AttestError),
+    /// The token's PIN.
+    #[error("pkcs11: PIN: {0}")]
+    Pin(String),
+    /// A key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The agents' socket.
+    #[error("agent_socket: {0}")]
+    Serve(#[from] ServeError),
+    /// The socket's group.
+    #[error("agent_socket.group: there is no group {0:?}")]
+    Group(String),
+    /// The system.
+    #[error("{what}: {error}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        error: std::io::Error,
+    },
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// It cannot start, or the agents' socket failed.
+pub async fn run(config: Config, log: LogLevel) -> Result<(), DaemonError> {
+    let mut signals = Signals::new()?;
+    let roots = infrastructure_roots(&config)?;
+    let (attester, tpm_keys) = attester(&config.proof).await?;
+    let pkcs11_keys = config.pkcs11.as_ref().map(pkcs11).transpose()?;
+    let stores = KeyStores::new(pkcs11_keys, tpm_keys);
+
+    let (state, revoked) = State::new(config.host_id.clone(), config.trust_domain.clone());
+    let (connection, connected) = watch::channel(None);
+    let (issuer, quotes) = Issuer::new(connected, state.clone());
+    let agents = Agents::new(state.clone(), issuer, stores, config.limits.clone(), revoked);
+    let SocketConfig { path, mode, group } = &config.socket;
+    let socket = Socket::bind(path, *mode, group.as_deref().map(group_id).transpose()?)?;
+    let link = Link::new(config.endpoints.clone(), roots, attester, state.clone(), connection, quotes);
+    let link = tokio::spawn(link.run());
+    let (stop, stopped) = oneshot::channel::<()>();
+    let mut server = tokio::spawn(serve(agents.clone(), socket, async {
+        // Resolves, too, when the sender is gone.
+        let _ = stopped.await;
+    }));
+    tracing::info!(host_id = %config.host_id, socket = %path.display(), version = env!("CARGO_PKG_VERSION"), "started");
+    notify(&[NotifyState::Ready]);
+
+    let ended = signals.follow(&agents, config, &log, &mut server).await;
+    notify(&[NotifyState::Stopping]);
+    tracing::info!(host_id = %state.host_id, agents = agents.live(), "stopping");
+    agents.drain(DRAIN).await;
+    drop(stop);
+    link.abort();
+    // Connections that do not end by themselves are dropped with the runtime.
+    let _ = tokio::time::timeout(CLOSE, &mut server).await;
+    ended
+}
+
+async fn attester(proof: &Proof) -> Result<(Arc<dyn Attester>, Option<Arc<dyn KeyStore>>), DaemonError> {
+    match proof {
+        Proof::Tpm { tcti, event_log } => {
+            let tpm = Tpm::open(TpmConfig::new(tcti)).await?;
+            let attester = TpmAttester::new(tpm.clone(), event_log.clone()).await?;
+            Ok((Arc::new(attester), Some(Arc::new(TpmKeys::new(tpm)))))
+        }
+        Proof::JoinToken(source) => Ok((Arc::new(JoinToken::new(source.clone())?), None)),
+    }
+}
+
+fn pkcs11(_config: &Pkcs11Config) -> Result<Arc<dyn KeyStore>, DaemonError> {
+    Err(DaemonError::Pin("not yet".into()))
+}
+
+fn infrastructure_roots(config: &Config) -> Result<InfraRoots, DaemonError> {
+    let path = &config.infrastructure_root;
+    let wrong = |reason: String| DaemonError::Root { path: path.clone(), reason };
+    let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
+    let blocks = pem::parse_many(&text).map_err(|e| wrong(e.to_string()))?;
+    let ders: Vec<_> = blocks.iter().filter(|b| b.tag() == "CERTIFICATE").map(|b| b.contents()).collect();
+    if ders.is_empty() {
+        return Err(wrong("holds no certificate: copy the issuer's public/infrastructure.pem here".into()));
+    }
+    Ok(InfraRoots::new(config.trust_domain.clone(), ders)?)
+}
+
+fn group_id(group: &str) -> Result<u32, DaemonError> {
+    if let Ok(number) = group.parse() {
+        return Ok(number);
+    }
+    let found = nix::unistd::Group::from_name(group).ok().flatten();
+    found.map(|g| g.gid.as_raw()).ok_or_else(|| DaemonError::Group(group.to_owned()))
+}
+
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, DaemonError> {
+        let listen = |kind| signal(kind).map_err(|error| DaemonError::System { what: "signals", error });
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    /// Returns when the daemon is to stop: well when it was told to.
+    async fn follow(
+        &mut self,
+        agents: &Arc<Agents>,
+        mut config: Config,
+        log: &LogLevel,
+        server: &mut tokio::task::JoinHandle<Result<(), ServeError>>,
+    ) -> Result<(), DaemonError> {
+        let mut standing = agents.state().standing.subscribe();
+        let mut tick = tokio::time::interval(watchdog().unwrap_or(Duration::from_secs(60)));
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return Ok(()),
+                _ = self.interrupt.recv() => return Ok(()),
+                _ = self.hangup.recv() => config = reload(agents, config, log),
+                result = &mut *server => return match result {
+                    Ok(result) => result.map_err(Into::into),
+                    Err(error) => Err(DaemonError::System { what: "agent server", error: error.into() }),
+                },
+                _ = tick.tick() => notify(&[NotifyState::Watchdog, NotifyState::Status(&status(agents))]),
+                Ok(()) = standing.changed() => notify(&[NotifyState::Status(&status(agents))]),
+            }
+        }
+    }
+}
+
+/// Half of the interval after which systemd takes the daemon for hung.
+fn watchdog() -> Option<Duration> {
+    let mut microseconds = 0;
+    sd_notify::watchdog_enabled(false, &mut microseconds).then(|| Duration::from_micros(microseconds / 2))
+}
+
+fn status(agents: &Agents) -> String {
+    let standing = agents.state().standing.borrow().clone();
+    let issuer = if standing.connected { "issuer connected" } else { "issuer away" };
+    let tier = if standing.attested { standing.highest_tier.as_str() } else { "not attested" };
+    let mut text = format!("{tier}, {issuer}, {} agents", agents.live());
+    if !standing.last_error.is_empty() {
+        text.push_str(": ");
+        // One line: a newline would begin another assignment (sd_notify(3)).
+        text.extend(standing.last_error.chars().map(|c| if c.is_control() { ' ' } else { c }));
+    }
+    text
+}
+
+/// Takes over what can be taken over, and names what cannot. A file with faults changes nothing.
+fn reload(agents: &Agents, old: Config, log: &LogLevel) -> Config {
+    let began = NotifyState::monotonic_usec_now();
+    notify(&[NotifyState::Reloading]);
+    if let Ok(began) = began {
+        notify(&[began]);
+    }
+    let new = match Config::load(&old.file) {
+        Ok(new) => new,
+        Err(error) => {
+            tracing::error!(reason = %error, "configuration not reloaded, the old one stays in force");
+            notify(&[NotifyState::Ready]);
+            return old;
+        }
+    };
+    if let Err(reason) = log.change(&new.log_level) {
+        tracing::error!(reason, "log level not changed");
+    }
+    agents.limit(new.limits.clone());
+    let waiting: Vec<&str> = old.needs_restart(&new).into_iter().collect();
+    tracing::info!(
+        needs_restart = waiting.join(", "),
+        "configuration reloaded: log.level and limits are in force"
+    );
+    notify(&[NotifyState::Ready]);
+    Config { limits: new.limits, log_level: new.log_level, ..old }
+}
+
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(false, states) {
+        tracing::warn!(%error, "systemd cannot be notified");
+    }
+}

@@ -1,0 +1,187 @@
+//! One connection to one issuer, from attestation to its end.
+
+use std::future::{Future, pending};
+use std::pin::Pin;
+use std::time::Duration;
+
+use hallmark_proto::issuer as wire;
+use hallmark_proto::issuer::host_link_client::HostLinkClient;
+use hallmark_proto::issuer::host_update::Update;
+use tokio::sync::oneshot;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use super::issuer::{AskError, QuoteWanted};
+use super::{Link, LinkError, attest, unmet};
+use crate::clock;
+
+/// How long the issuer may take to open the stream.
+const OPEN: Duration = Duration::from_secs(20);
+/// Before an attestation that failed is tried again, while the credential is still good.
+const ATTEST_RETRY: i64 = 30;
+/// For so long a quote must count yet to be good for one more request, at most.
+const QUOTE_MARGIN: i64 = 10;
+type Refreshing = Pin<Box<dyn Future<Output = Result<wire::RefreshAccepted, LinkError>> + Send>>;
+
+/// A quote under way, and who waits for it.
+#[derive(Default)]
+struct Quoting {
+    refreshing: Option<Refreshing>,
+    waiting: Vec<oneshot::Sender<Result<(), AskError>>>,
+}
+
+impl Link {
+    /// Attests if it is time, connects, and follows the issuer's stream. Returns well when it is time to
+    /// attest again.
+    pub(super) async fn session(&mut self, endpoint: &str, connected: &mut bool) -> Result<(), LinkError> {
+        if self.must_attest() {
+            self.attest_or_carry_on(endpoint).await?;
+        }
+        let channel = self.channel(endpoint)?;
+        let mut client = HostLinkClient::new(channel.clone());
+        let opening = tokio::time::timeout(OPEN, client.watch(wire::WatchRequest { have_revision: 0 })).await;
+        let opened = opening.unwrap_or_else(|_| Err(Status::deadline_exceeded("the stream did not open")));
+        let mut updates = match opened {
+            Ok(updates) => updates.into_inner(),
+            Err(status) => {
+                // A credential that the issuer does not take is no credential.
+                if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) {
+                    self.attest_at = 0;
+                }
+                return Err(LinkError::Refused(status));
+            }
+        };
+        *connected = true;
+        self.up(endpoint, &channel);
+        let mut quoting = Quoting::default();
+        loop {
+            tokio::select! {
+                update = updates.message() => match update.map_err(LinkError::Refused)? {
+                    Some(update) => {
+                        if self.take(update).await {
+                            return Ok(());
+                        }
+                    }
+                    None => return Err(LinkError::Closed),
+                },
+                () = clock::until(self.attest_at) => return Ok(()),
+                Some(wanted) = self.quotes.recv() => self.want_quote(wanted, &mut quoting, &channel),
+                result = quoting.finished() => self.quoted(result, &mut quoting),
+            }
+        }
+    }
+
+    /// A failed attestation breaks nothing while the last one is still good.
+    async fn attest_or_carry_on(&mut self, endpoint: &str) -> Result<(), LinkError> {
+        match self.attest(endpoint).await {
+            Ok(()) => Ok(()),
+            Err(error) if self.svid.not_after().is_some_and(|end| end > clock::now()) => {
+                self.attest_at = clock::now() + ATTEST_RETRY;
+                tracing::warn!(host_id = %self.state.host_id, issuer = endpoint, reason = %error, "host not attested again");
+                self.state.standing.send_modify(|standing| standing.last_error = error.to_string());
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn up(&self, endpoint: &str, channel: &Channel) {
+        self.connection.send_replace(Some(channel.clone()));
+        self.state.standing.send_modify(|standing| {
+            standing.connected = true;
+            standing.last_error.clear();
+        });
+        tracing::info!(host_id = %self.state.host_id, issuer = endpoint, "issuer connected");
+    }
+
+    /// Returns whether the host must attest again now.
+    async fn take(&self, update: wire::HostUpdate) -> bool {
+        match update.update {
+            Some(Update::Registrations(set)) => self.state.accept_registrations(set),
+            Some(Update::Bundles(bundles)) => self.take_bundles(bundles),
+            Some(Update::Revocations(revoked)) => {
+                tracing::info!(host_id = %self.state.host_id, count = revoked.serials.len(), "revocations received");
+                // Fails only when nobody holds instances any more.
+                let _ = self.state.revoked.send(revoked.serials).await;
+            }
+            Some(Update::AttestNow(order)) => {
+                tracing::info!(host_id = %self.state.host_id, reason = order.reason, "ordered to attest again");
+                return true;
+            }
+            // An issuer newer than this daemon may send more.
+            None => {}
+        }
+        false
+    }
+
+    fn want_quote(&self, wanted: QuoteWanted, quoting: &mut Quoting, channel: &Channel) {
+        let end = self.state.standing.borrow().quote_valid_until;
+        if good_for_one_more(clock::now(), self.quoted_at, end) {
+            let _ = wanted.send(Ok(()));
+            return;
+        }
+        quoting.waiting.push(wanted);
+        if quoting.refreshing.is_none() {
+            let refresh = attest::refresh(channel.clone(), self.attester.clone(), self.state.host_id.clone());
+            quoting.refreshing = Some(Box::pin(refresh));
+        }
+    }
+
+    fn quoted(&mut self, result: Result<wire::RefreshAccepted, LinkError>, quoting: &mut Quoting) {
+        quoting.refreshing = None;
+        let answer = match result {
+            Ok(accepted) => {
+                self.quoted_at = clock::now();
+                self.state.standing.send_modify(|standing| {
+                    standing.quote_valid_until = accepted.quote_valid_until;
+                    standing.highest_tier = accepted.highest_tier;
+                    standing.unmet = accepted.unmet.iter().map(unmet).collect();
+                });
+                tracing::info!(host_id = %self.state.host_id, valid_until = accepted.quote_valid_until, "quote accepted");
+                Ok(())
+            }
+            Err(error) => {
+                tracing::warn!(host_id = %self.state.host_id, reason = %error, "quote not accepted");
+                self.state.standing.send_modify(|standing| standing.last_error = error.to_string());
+                Err(match error {
+                    LinkError::Refused(status) => AskError::Call(status),
+                    other => AskError::Away(other.to_string()),
+                })
+            }
+        };
+        for waiting in quoting.waiting.drain(..) {
+            let _ = waiting.send(answer.clone());
+        }
+    }
+}
+
+impl Quoting {
+    async fn finished(&mut self) -> Result<wire::RefreshAccepted, LinkError> {
+        match &mut self.refreshing {
+            Some(refreshing) => refreshing.await,
+            None => pending().await,
+        }
+    }
+}
+
+/// Whether a quote accepted at `from` that counts until `end` is fresh enough for one more request.
+fn good_for_one_more(now: i64, from: i64, end: i64) -> bool {
+    end - now > QUOTE_MARGIN.min((end - from) / 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_quotes_than_needed() {
+        assert!(good_for_one_more(1000, 1000, 1300));
+        assert!(good_for_one_more(1289, 1000, 1300));
+        assert!(!good_for_one_more(1290, 1000, 1300));
+        assert!(!good_for_one_more(1301, 1000, 1300));
+        // Short ages: a quarter of them.
+        assert!(good_for_one_more(1007, 1000, 1012));
+        assert!(!good_for_one_more(1009, 1000, 1012));
+        assert!(!good_for_one_more(1000, 0, 0), "none yet");
+    }
+}
