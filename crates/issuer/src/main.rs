@@ -1,2 +1,129 @@
-//! Laid out; its parts follow.
-fn main() {}
+//! `hallmark-issuer`: the daemon's command line.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use hallmark_issuer::config::Config;
+use hallmark_issuer::{ek_roots, init, logging, run};
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Verifies hosts by their TPM, decides, and issues agents' short-lived certificates at three tiers.
+#[derive(Parser)]
+#[command(name = "hallmark-issuer", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make the trust domain: four roots and their issuing CAs in the token, and the store.
+    ///
+    /// Run once. It refuses where a trust domain already is, and where the token already holds keys of the
+    /// names it would use.
+    Init {
+        /// Configuration file.
+        #[arg(long, default_value = "/etc/hallmark/issuer.toml")]
+        config: PathBuf,
+        /// Make a lab trust domain: software TPMs may count above foundation, and every certificate,
+        /// log and status says so. It cannot be changed later.
+        #[arg(long)]
+        lab: bool,
+        /// Allow CA keys in this process's memory (ca.backend = "software"): gone when it ends.
+        #[arg(long)]
+        dev: bool,
+    },
+    /// Serve hosts and operators.
+    Run {
+        /// Configuration file.
+        #[arg(long, default_value = "/etc/hallmark/issuer.toml")]
+        config: PathBuf,
+        /// Allow CA keys in this process's memory (ca.backend = "software"): made anew at each start.
+        #[arg(long)]
+        dev: bool,
+    },
+    /// Check a configuration file and say everything that is wrong with it.
+    CheckConfig {
+        /// Configuration file.
+        #[arg(long, default_value = "/etc/hallmark/issuer.toml")]
+        config: PathBuf,
+    },
+    /// The directory of TPM manufacturers' roots.
+    EkRoots {
+        #[command(subcommand)]
+        command: EkRootsCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum EkRootsCommand {
+    /// Check each certificate of a PEM bundle and put the good ones into the roots directory; what is
+    /// refused is named, with the reason.
+    Import {
+        /// Configuration file.
+        #[arg(long, default_value = "/etc/hallmark/issuer.toml")]
+        config: PathBuf,
+        /// Into the directory for software TPMs (attestation.simulated_ek_roots).
+        #[arg(long)]
+        simulated: bool,
+        /// Take a CA that nothing in the bundle vouches for as a root too: for a vendor's CA whose own
+        /// root is not published.
+        #[arg(long)]
+        anchors: bool,
+        /// PEM bundles: roots, intermediates, or both.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// List the certificates that EK certificates may chain to.
+    List {
+        /// Configuration file.
+        #[arg(long, default_value = "/etc/hallmark/issuer.toml")]
+        config: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    // What the issuer keeps is its own; what anybody may have is given its mode by name.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o027));
+    match command(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("hallmark-issuer: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn command(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Init { config, lab, dev } => {
+            let config = Config::load(&config)?;
+            runtime()?.block_on(init::init(config, init::Options { lab, dev }))
+        }
+        Command::Run { config, dev } => {
+            let config = Config::load(&config)?;
+            let level = logging::start(config.log_format, &config.log_level).map_err(anyhow::Error::msg)?;
+            runtime()?.block_on(run::run(config, dev, level))
+        }
+        Command::CheckConfig { config } => {
+            Config::load(&config)?;
+            println!("{}: no faults", config.display());
+            Ok(())
+        }
+        Command::EkRoots { command: EkRootsCommand::Import { config, simulated, anchors, files } } => {
+            ek_roots::import(&Config::load(&config)?, simulated, anchors, &files)
+        }
+        Command::EkRoots { command: EkRootsCommand::List { config } } => {
+            ek_roots::list(&Config::load(&config)?)
+        }
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")
+}

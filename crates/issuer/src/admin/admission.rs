@@ -1,0 +1,94 @@
+//! Who may use the admin socket: decided from peer credentials, never from what a request says.
+
+use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+use std::ffi::CString;
+use tonic::transport::server::UdsConnectInfo;
+use tonic::{Request, Status};
+
+use crate::config::AdminConfig;
+
+/// The users and groups admitted, resolved once at the start.
+#[derive(Debug, Clone)]
+pub struct Admission {
+    uids: Vec<u32>,
+    gids: Vec<u32>,
+}
+
+/// An operator, as the kernel reported the connection's peer.
+#[derive(Debug, Clone)]
+pub struct Operator {
+    /// Effective uid at connect.
+    pub uid: u32,
+    /// The user's name, if it has one.
+    pub name: Option<String>,
+}
+
+impl std::fmt::Display for Operator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.name {
+            Some(name) => write!(f, "{name} (uid {})", self.uid),
+            None => write!(f, "uid {}", self.uid),
+        }
+    }
+}
+
+impl Admission {
+    /// Resolves the configured names; root and the issuer's own user are always admitted.
+    ///
+    /// # Errors
+    /// A user or group that this machine does not know.
+    pub fn new(config: &AdminConfig) -> Result<Self, String> {
+        let mut uids = vec![0, Uid::effective().as_raw()];
+        for name in &config.users {
+            uids.push(user_id(name).ok_or_else(|| format!("admin.users: no user {name:?} on this machine"))?);
+        }
+        let mut gids = Vec::new();
+        for name in config.groups.iter().chain(&config.group) {
+            gids.push(
+                group_id(name).ok_or_else(|| format!("admin.group(s): no group {name:?} on this machine"))?,
+            );
+        }
+        Ok(Self { uids, gids })
+    }
+
+    /// Admits the peer of a request, or refuses it.
+    ///
+    /// # Errors
+    /// `PERMISSION_DENIED` for everybody not configured; the coarse reason only.
+    pub fn admit<T>(&self, request: &Request<T>) -> Result<Operator, Status> {
+        let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
+        let Some(peer) = peer else {
+            return Err(Status::permission_denied("the kernel did not say who is asking"));
+        };
+        let user = User::from_uid(Uid::from_raw(peer.uid())).ok().flatten();
+        let operator = Operator { uid: peer.uid(), name: user.as_ref().map(|u| u.name.clone()) };
+        let by_group = || {
+            self.gids.contains(&peer.gid())
+                || user.as_ref().is_some_and(|u| supplementary(u).iter().any(|g| self.gids.contains(g)))
+        };
+        if self.uids.contains(&operator.uid) || by_group() {
+            return Ok(operator);
+        }
+        tracing::warn!(operator = %operator, pid = peer.pid(), "admin: refused, not an operator");
+        Err(Status::permission_denied(format!(
+            "{operator} is not an operator of this issuer (admin.users, admin.groups)"
+        )))
+    }
+}
+
+fn supplementary(user: &User) -> Vec<u32> {
+    CString::new(user.name.as_str())
+        .ok()
+        .and_then(|name| getgrouplist(&name, user.gid).ok())
+        .map(|gids| gids.into_iter().map(Gid::as_raw).collect())
+        .unwrap_or_default()
+}
+
+fn user_id(name: &str) -> Option<u32> {
+    name.parse().ok().or_else(|| User::from_name(name).ok().flatten().map(|u| u.uid.as_raw()))
+}
+
+/// The id of a group given by name or number.
+pub fn group_id(name: &str) -> Option<u32> {
+    name.parse().ok().or_else(|| Group::from_name(name).ok().flatten().map(|g| g.gid.as_raw()))
+}

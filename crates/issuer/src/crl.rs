@@ -1,0 +1,76 @@
+//! Certificate revocation lists: written to the public directory, for any web server to serve.
+//!
+//! One list a tier that has revocation (enterprise, advanced), signed by its issuing CA; written anew when
+//! a certificate is revoked, and at the latest every half of its validity.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hallmark_core::tier::{Hierarchy, Tier};
+use hallmark_core::x509::{CrlParams, Reason, Revoked, Serial};
+
+use crate::init::replace_file;
+use crate::issuer::Issuer;
+
+/// From thisUpdate to nextUpdate.
+const VALIDITY: Duration = Duration::from_secs(3600);
+/// Revocations that come together go into one list.
+const GATHER: Duration = Duration::from_millis(500);
+
+/// Writes the lists whenever they are due, until the issuer drains.
+pub async fn run(issuer: Arc<Issuer>) {
+    loop {
+        if let Err(error) = write(&issuer).await {
+            tracing::error!(%error, "CRLs could not be written; the old ones stand");
+        }
+        let _ = tokio::time::timeout(VALIDITY / 2, issuer.crl_wanted()).await;
+        if issuer.is_draining() {
+            return;
+        }
+        tokio::time::sleep(GATHER).await;
+    }
+}
+
+async fn write(issuer: &Arc<Issuer>) -> anyhow::Result<()> {
+    let now = issuer.now();
+    let revocations = issuer.store().revocations(now).await?;
+    let dir = issuer.config().public_dir().join("crl");
+    tokio::fs::create_dir_all(&dir).await?;
+    for tier in [Tier::Enterprise, Tier::Advanced] {
+        let hierarchy = Hierarchy::Tier(tier);
+        let revoked: Vec<Revoked> = revocations
+            .iter()
+            .filter(|r| r.hierarchy == hierarchy)
+            .filter_map(|r| {
+                let serial = Serial::from_bytes(&r.serial).ok()?;
+                Some(Revoked { serial, at: r.revoked_at, reason: reason(&r.reason) })
+            })
+            .collect();
+        let issuer = issuer.clone();
+        let path = dir.join(format!("{tier}.crl"));
+        tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
+            let authority =
+                issuer.ca().authority(hierarchy).ok_or_else(|| anyhow::anyhow!("no {hierarchy} CA"))?;
+            let next_update = now.saturating_add(i64::try_from(VALIDITY.as_secs())?);
+            // RFC 5280 section 5.2.3: numbers grow; seconds do, and a restart cannot take them back.
+            let number = u64::try_from(now)?;
+            let der = authority.issuing.crl(&CrlParams {
+                this_update: now,
+                next_update,
+                number,
+                revoked: &revoked,
+            })?;
+            replace_file(&path, &der)
+        })
+        .await??;
+    }
+    Ok(())
+}
+
+/// RFC 5280 section 5.3.1.
+fn reason(word: &str) -> Reason {
+    match word {
+        "registration-changed" | "revoked" | "operator" => Reason::PrivilegeWithdrawn,
+        _ => Reason::CessationOfOperation,
+    }
+}

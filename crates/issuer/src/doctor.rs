@@ -1,0 +1,223 @@
+//! Is this issuer sound? Checks that need its own eyes, each with what was found and the remedy.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use hallmark_core::x509::OidArc;
+use hallmark_proto::admin::Check;
+
+use crate::admin::ca_status;
+use crate::config::{CaBackend, Enrolment};
+use crate::issuer::Issuer;
+
+const DAY: i64 = 24 * 3600;
+
+fn ok(name: &str, found: impl Into<String>) -> Check {
+    Check { name: name.to_owned(), result: "ok".to_owned(), found: found.into(), remedy: String::new() }
+}
+
+fn warning(name: &str, found: impl Into<String>, remedy: &str) -> Check {
+    Check {
+        name: name.to_owned(),
+        result: "warning".to_owned(),
+        found: found.into(),
+        remedy: remedy.to_owned(),
+    }
+}
+
+fn failure(name: &str, found: impl Into<String>, remedy: &str) -> Check {
+    Check {
+        name: name.to_owned(),
+        result: "failure".to_owned(),
+        found: found.into(),
+        remedy: remedy.to_owned(),
+    }
+}
+
+/// Examines this issuer.
+pub async fn examine(issuer: &Arc<Issuer>) -> Vec<Check> {
+    let mut checks = vec![ca_keys(issuer).await];
+    checks.extend(ca_ages(issuer));
+    checks.push(trust_domain(issuer));
+    checks.push(arc(issuer));
+    checks.push(clock(issuer).await);
+    checks.extend(files(issuer));
+    checks.extend(attestation(issuer));
+    checks
+}
+
+async fn ca_keys(issuer: &Arc<Issuer>) -> Check {
+    const NAME: &str = "ca-keys";
+    let signer = issuer.clone();
+    match tokio::task::spawn_blocking(move || signer.ca().health()).await {
+        Ok(Ok(())) if issuer.trust_domain().dev => warning(
+            NAME,
+            "CA keys are in this process's memory (--dev)",
+            "for anything but development, make a trust domain with ca.backend = \"pkcs11\"",
+        ),
+        Ok(Ok(())) => ok(NAME, "each issuing CA's key made a signature in the token, and it verified"),
+        Ok(Err(error)) => failure(
+            NAME,
+            error.to_string(),
+            "is the token there and the module's configuration readable? see ca.pkcs11",
+        ),
+        Err(error) => failure(NAME, error.to_string(), "see the issuer's log"),
+    }
+}
+
+fn ca_ages(issuer: &Issuer) -> Vec<Check> {
+    let now = issuer.now();
+    let mut checks = Vec::new();
+    for hierarchy in hallmark_core::tier::Hierarchy::ALL {
+        let Some(authority) = issuer.ca().authority(hierarchy) else { continue };
+        let ca = ca_status(hierarchy, "issuing", &authority.issuing_der, "");
+        let name = format!("ca-age.{hierarchy}");
+        let left = (ca.not_after - now) / DAY;
+        let found = format!("issuing CA ends in {left} days");
+        let life = (ca.not_after - ca.not_before).max(1);
+        checks.push(if ca.not_after <= now {
+            failure(&name, "the issuing CA has expired", "make a new trust domain or rotate the CA")
+        } else if (ca.not_after - now) * 10 < life {
+            warning(&name, found, "less than a tenth of its life is left: plan its rotation")
+        } else {
+            ok(&name, found)
+        });
+    }
+    checks
+}
+
+fn trust_domain(issuer: &Issuer) -> Check {
+    const NAME: &str = "trust-domain";
+    let row = issuer.trust_domain();
+    if row.lab {
+        return warning(
+            NAME,
+            format!("{} is a LAB trust domain: software TPMs count above foundation", row.name),
+            "never let a production relying party trust its roots",
+        );
+    }
+    ok(NAME, format!("{}: no software TPM counts above foundation", row.name))
+}
+
+fn arc(issuer: &Issuer) -> Check {
+    const NAME: &str = "oid-arc";
+    let text = &issuer.trust_domain().oid_arc;
+    if OidArc::parse(text).is_ok_and(|arc| arc.is_documentation()) {
+        return warning(
+            NAME,
+            format!("{text} is the documentation arc (RFC 5612)"),
+            "get a private enterprise number from IANA and set oid_arc before init",
+        );
+    }
+    ok(NAME, text.clone())
+}
+
+async fn clock(issuer: &Issuer) -> Check {
+    const NAME: &str = "clock";
+    let now = issuer.now();
+    match issuer.store().newest_record_at().await {
+        Ok(Some(newest)) if newest > now + 5 => failure(
+            NAME,
+            format!("the newest record is {} s in the future: the clock was set back", newest - now),
+            "set the clock right (chrony, systemd-timesyncd); certificates made now begin too early",
+        ),
+        Ok(_)
+            if !Path::new("/run/systemd/timesync/synchronized").exists()
+                && !Path::new("/run/chrony").exists() =>
+        {
+            warning(
+                NAME,
+                "no sign of a time service (systemd-timesyncd, chrony)",
+                "certificates live minutes: keep the clock synchronised",
+            )
+        }
+        Ok(_) => ok(NAME, "not behind the newest record; a time service runs"),
+        Err(error) => failure(NAME, error.to_string(), "see the issuer's log"),
+    }
+}
+
+fn files(issuer: &Issuer) -> Vec<Check> {
+    let config = issuer.config();
+    let mut checks = vec![
+        mode(
+            "admin-socket",
+            &config.admin.socket,
+            0o660,
+            "chmod 0660, owned by the issuer, group of operators only",
+        ),
+        mode("data-dir", &config.data_dir, 0o750, "chmod 0750 and owned by the issuer's user"),
+        mode("database", &config.database(), 0o640, "chmod 0640 and owned by the issuer's user"),
+        mode("configuration", &config.file, 0o644, "it must not be writable by anybody but root: chmod 0644"),
+    ];
+    if let CaBackend::Pkcs11(pkcs11) = &config.ca
+        && let Some(path) = pkcs11.pin.path()
+    {
+        checks.push(mode(
+            "pin-file",
+            &path,
+            0o400 | 0o040 | 0o200,
+            "chmod 0400; better, LoadCredential= in the unit",
+        ));
+    }
+    checks
+}
+
+/// The file has no permission bit outside `most`, and belongs to root or to this process's user.
+fn mode(name: &str, path: &Path, most: u32, remedy: &str) -> Check {
+    let meta = match std::fs::metadata(path) {
+        Ok(meta) => meta,
+        Err(error) => return failure(name, format!("{}: {error}", path.display()), remedy),
+    };
+    let bits = meta.permissions().mode() & 0o7777;
+    let own = rustix::process::geteuid().as_raw();
+    let found = format!("{} mode {bits:04o} uid {}", path.display(), meta.uid());
+    if bits & !most & 0o777 != 0 {
+        return failure(name, found, remedy);
+    }
+    if meta.uid() != 0 && meta.uid() != own {
+        return failure(name, format!("{found}, neither root nor the issuer (uid {own})"), remedy);
+    }
+    ok(name, found)
+}
+
+fn attestation(issuer: &Issuer) -> Vec<Check> {
+    let config = issuer.config();
+    let roots = issuer.roots();
+    let vendor = roots.vendor.iter().count();
+    let simulated = roots.simulated.iter().count();
+    let mut checks = vec![match (vendor, simulated) {
+        (0, 0) => warning(
+            "ek-roots",
+            "no EK roots: only EKs on the allow-list can enrol",
+            "hallmark-issuer ek-roots import with your vendors' bundle",
+        ),
+        _ => ok("ek-roots", format!("{vendor} of manufacturers, {simulated} of software TPMs")),
+    }];
+    if simulated > 0 && !issuer.is_lab() {
+        checks.push(warning(
+            "simulated-ek-roots",
+            "roots of software TPMs in a production trust domain: such hosts stay at foundation",
+            "unset attestation.simulated_ek_roots",
+        ));
+    }
+    if config.attestation.enrolment == Enrolment::Open {
+        checks.push(warning(
+            "enrolment",
+            "open: any TPM with a good EK certificate may take any free host id",
+            "set attestation.enrolment = \"allow-list\"",
+        ));
+    }
+    checks.push(match config.attestation.pcr_policies.len() {
+        0 => warning(
+            "pcr-policy",
+            "none: no host can reach enterprise",
+            "hallmark host pcrs HOST prints one from a host's present values",
+        ),
+        n => ok("pcr-policy", format!("{n} policies")),
+    });
+    if config.attestation.accept_pkcs11_asserted {
+        checks.push(warning("pkcs11-asserted", "a PKCS#11 module's word is enough for the advanced tier", "it is an assertion, not an attestation; unset attestation.accept_pkcs11_asserted if TPMs suffice"));
+    }
+    checks
+}

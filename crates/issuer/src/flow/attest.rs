@@ -1,0 +1,492 @@
+//! Attesting a host: hello, challenge, evidence, and its credential. One stream, one page; the challenge
+//! is a local value of it, so there is no session to guess, replay or exhaust.
+
+use hallmark_core::decide::highest_tier;
+use hallmark_core::ek::{self, EkError};
+use hallmark_core::evidence::{
+    self, AkRefusal, Expectation, HostAppraisal, HostEvidence, HostRefusal, QuoteRefusal,
+};
+use hallmark_core::id::HostId;
+use hallmark_core::tpm::{self, Public};
+use hallmark_core::x509::{Csr, CsrError, Leaf};
+use hallmark_proto::issuer as wire;
+use prost::bytes::Bytes;
+use rand_core::{OsRng, RngCore};
+use tokio::sync::mpsc;
+use tonic::{Status, Streaming};
+use zeroize::Zeroizing;
+
+use crate::ca::SignError;
+use crate::config::Enrolment;
+use crate::issuer::Issuer;
+use crate::record::{Entry, Kind, Record};
+use crate::standing::{HostState, Stored, StoredEkTrust, TpmState};
+use crate::store::{Conflict, JoinTokenSpend, StoreError, Write};
+use crate::{convert, sha256};
+
+/// Longest certificate chain a host may send, and the longest certificate in it (NV padding included).
+const MAX_CHAIN: usize = 6;
+const MAX_CERTIFICATE: usize = 8192;
+/// Largest event log.
+const MAX_EVENT_LOG: usize = 4 << 20;
+/// Longest join token.
+const MAX_TOKEN: usize = 256;
+
+/// Why a host was refused. The host is told the code word, the log and the record the whole.
+#[derive(Debug, thiserror::Error)]
+pub enum AttestRefusal {
+    /// The stream does not follow the protocol.
+    #[error("protocol: {0}")]
+    Protocol(String),
+    /// The EK is on no list and its certificate does not hold.
+    #[error("EK: {0}")]
+    Ek(#[from] EkError),
+    /// The EK has no certificate and is not on the allow-list.
+    #[error(
+        "EK {ek_sha256} has no certificate and is not on the allow-list: hallmark host allow {host_id} --ek-sha256 {ek_sha256}"
+    )]
+    EkUnknown {
+        /// The host id asked for.
+        host_id: HostId,
+        /// The EK's digest, hex.
+        ek_sha256: String,
+    },
+    /// Enrolment is by allow-list, and this EK is not on it under this host id.
+    #[error(
+        "host {host_id} with EK {ek_sha256} is not on the allow-list: hallmark host allow {host_id} --ek-sha256 {ek_sha256}"
+    )]
+    NotAllowed {
+        /// The host id asked for.
+        host_id: HostId,
+        /// The EK's digest, hex.
+        ek_sha256: String,
+    },
+    /// The EK is none of the profile's, or cannot be written as a key.
+    #[error("EK: {0}")]
+    EkForm(String),
+    /// The AK is not one.
+    #[error(transparent)]
+    Ak(#[from] AkRefusal),
+    /// No credential could be made for this EK and AK.
+    #[error("challenge: {0}")]
+    Challenge(String),
+    /// The certificate request.
+    #[error("CSR: {0}")]
+    Csr(#[from] CsrError),
+    /// The evidence.
+    #[error(transparent)]
+    Evidence(#[from] HostRefusal),
+    /// The quote of a refresh.
+    #[error("quote: {0}")]
+    Quote(#[from] QuoteRefusal),
+    /// A binding is taken, or the join token bought nothing.
+    #[error(transparent)]
+    Conflict(Conflict),
+    /// The CA could not sign.
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(StoreError),
+}
+
+impl AttestRefusal {
+    /// One word for machines and strangers.
+    pub fn code(&self) -> &'static str {
+        match self {
+            AttestRefusal::Protocol(_) => "protocol",
+            AttestRefusal::Ek(e) => e.code(),
+            AttestRefusal::EkUnknown { .. } => "ek-unknown",
+            AttestRefusal::NotAllowed { .. } => "host-not-allowed",
+            AttestRefusal::Challenge(_) => "challenge",
+            AttestRefusal::EkForm(_) => "ek-template",
+            AttestRefusal::Ak(e) => e.code(),
+            AttestRefusal::Quote(e) => e.code(),
+            AttestRefusal::Csr(_) => "csr",
+            AttestRefusal::Evidence(e) => e.code(),
+            AttestRefusal::Conflict(Conflict::HostIdTaken { .. }) => "host-id-taken",
+            AttestRefusal::Conflict(Conflict::EkTaken { .. }) => "ek-taken",
+            // Which of unknown, spent, expired it is stays with the issuer: a guesser learns nothing.
+            AttestRefusal::Conflict(Conflict::JoinToken(_)) => "join-token",
+            AttestRefusal::Sign(_) => "ca-unavailable",
+            AttestRefusal::Store(_) => "store-unavailable",
+        }
+    }
+}
+
+impl From<StoreError> for AttestRefusal {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Conflict(conflict) => Self::Conflict(conflict),
+            other => Self::Store(other),
+        }
+    }
+}
+
+/// Where the answers go.
+pub type Answers = mpsc::Sender<Result<wire::AttestResponse, Status>>;
+
+/// Runs one attestation, records how it ended, and returns the credential if it ended well.
+///
+/// # Errors
+/// The refusal, already recorded.
+pub async fn attest(
+    issuer: &Issuer,
+    remote: &str,
+    mut requests: Streaming<wire::AttestRequest>,
+    answers: &Answers,
+) -> Result<wire::HostAttested, AttestRefusal> {
+    let hello = hello(&mut requests).await?;
+    let host: HostId = hello.host_id.parse().map_err(|e| AttestRefusal::Protocol(format!("host id: {e}")))?;
+    let version: String = hello.version.chars().filter(|c| !c.is_control()).take(64).collect();
+    let result = match hello.proof {
+        Some(wire::host_hello::Proof::Tpm(tpm)) => {
+            by_tpm(issuer, &host, version, tpm, requests, answers).await
+        }
+        Some(wire::host_hello::Proof::JoinToken(token)) => {
+            by_join_token(issuer, &host, version, token, requests, answers).await
+        }
+        None => Err(AttestRefusal::Protocol("the hello holds no proof".to_owned())),
+    };
+    if let Err(refusal) = &result {
+        tracing::warn!(host_id = %host, remote, code = refusal.code(), reason = %refusal, "host refused");
+        issuer.counters().refused();
+        let _ = issuer.store().record(refused_entry(issuer, &host, refusal)).await;
+    }
+    result
+}
+
+async fn by_tpm(
+    issuer: &Issuer,
+    host: &HostId,
+    version: String,
+    hello: wire::TpmHello,
+    mut requests: Streaming<wire::AttestRequest>,
+    answers: &Answers,
+) -> Result<wire::HostAttested, AttestRefusal> {
+    // Load.
+    let config = issuer.config();
+    let now = issuer.now();
+    let ek = parse_public("EK", &hello.ek_public)?;
+    let ak = parse_public("AK", &hello.ak_public)?;
+
+    // Appraise the EK: who vouches for this TPM?
+    let trust = trust_ek(issuer, host, &ek, &hello.ek_certificates, now)?;
+    evidence::appraise_ak(&ak, &ek)?;
+
+    // Challenge: only the TPM that holds this EK and this AK can answer.
+    let mut nonce = [0; 32];
+    OsRng.fill_bytes(&mut nonce);
+    let mut secret = Zeroizing::new([0; 32]);
+    OsRng.fill_bytes(secret.as_mut());
+    let credential = tpm::make_credential(&ek, ak.name(), secret.as_ref(), &mut OsRng)
+        .map_err(|e| AttestRefusal::Challenge(e.to_string()))?;
+    let challenge = wire::Challenge {
+        nonce: Bytes::copy_from_slice(&nonce),
+        credential_blob: credential.id_object.into(),
+        encrypted_secret: credential.encrypted_secret.into(),
+        pcrs: config.attestation.pcrs.iter().map(u32::from).collect(),
+    };
+    send(answers, wire::attest_response::Step::Challenge(challenge)).await?;
+
+    // Appraise the evidence.
+    let shown = evidence_step(&mut requests).await?;
+    let tpm =
+        shown.tpm.ok_or_else(|| AttestRefusal::Protocol("the evidence holds no TPM part".to_owned()))?;
+    let csr = Csr::parse(&shown.csr)?;
+    csr.check_san(&spiffe_id(issuer, host))?;
+    let known = issuer.host(host);
+    let known = known.as_ref().and_then(|h| h.stored.tpm.as_ref());
+    let expected = Expectation {
+        nonce: &nonce,
+        secret: secret.as_ref(),
+        pcrs: &config.attestation.pcrs,
+        bound_ek: known.map(|t| t.ek_sha256),
+        previous_clock: known.map(|t| &t.clock),
+    };
+    let appraisal = appraise(&tpm, &ek, &ak, &csr, &shown.csr, &expected)?;
+    let quote = appraisal.quote;
+
+    // Sign, record, release.
+    let leaf = sign(issuer, host, csr.spki_der(), now, config.attestation.host_svid_lifetime).await?;
+    let state = TpmState {
+        ek_sha256: trust.ek_sha256,
+        ek_trust: trust.trust,
+        simulated: trust.simulated,
+        manufacturer: trust.manufacturer,
+        ak_public: ak.as_bytes().to_vec(),
+        clock: quote.clock,
+        pcrs: quote.pcrs.iter().map(|(index, value)| (index, hex::encode(value))).collect(),
+        event_log: convert::event_log(&quote.event_log),
+    };
+    let stored = Stored::new(Some(state), now, quote.evidence_digest, version, leaf.not_after);
+    let enrolled = Enrolled { host, ek: Some(trust.ek_sha256), stored, leaf, reset: quote.change.reset };
+    release(issuer, enrolled, Vec::new(), now).await
+}
+
+async fn by_join_token(
+    issuer: &Issuer,
+    host: &HostId,
+    version: String,
+    token: wire::JoinToken,
+    mut requests: Streaming<wire::AttestRequest>,
+    answers: &Answers,
+) -> Result<wire::HostAttested, AttestRefusal> {
+    let config = issuer.config();
+    let now = issuer.now();
+    let token = Zeroizing::new(token.token);
+    if token.is_empty() || token.len() > MAX_TOKEN {
+        return Err(AttestRefusal::Conflict(Conflict::JoinToken(JoinTokenSpend::Unknown)));
+    }
+    let mut nonce = [0; 32];
+    OsRng.fill_bytes(&mut nonce);
+    let challenge = wire::Challenge { nonce: Bytes::copy_from_slice(&nonce), ..wire::Challenge::default() };
+    send(answers, wire::attest_response::Step::Challenge(challenge)).await?;
+    let shown = evidence_step(&mut requests).await?;
+    let csr = Csr::parse(&shown.csr)?;
+    csr.check_san(&spiffe_id(issuer, host))?;
+
+    let token_sha256 = sha256(token.as_bytes());
+    let leaf = sign(issuer, host, csr.spki_der(), now, config.attestation.join_token_svid_lifetime).await?;
+    let evidence_digest = sha256(&[token_sha256.as_slice(), csr.spki_der()].concat());
+    let stored = Stored::new(None, now, evidence_digest, version, leaf.not_after);
+    let enrolled = Enrolled { host, ek: None, stored, leaf, reset: false };
+    let spend = Write::SpendJoinToken { token_sha256, host_id: host.clone(), at: now };
+    release(issuer, enrolled, vec![spend], now).await
+}
+
+/// Why an EK is trusted.
+struct Trusted {
+    ek_sha256: [u8; 32],
+    trust: StoredEkTrust,
+    simulated: bool,
+    manufacturer: Option<String>,
+}
+
+/// EK certificate against the roots, or EK digest on the allow-list; and who may enrol as what.
+fn trust_ek(
+    issuer: &Issuer,
+    host: &HostId,
+    ek: &Public,
+    chain: &[Bytes],
+    now: i64,
+) -> Result<Trusted, AttestRefusal> {
+    ek::templates::appraise(ek).map_err(|e| AttestRefusal::EkForm(e.to_string()))?;
+    let ek_sha256 = ek::public_digest(ek).map_err(|e| AttestRefusal::EkForm(e.to_string()))?;
+    let shown = || hex::encode(ek_sha256);
+    if chain.len() > MAX_CHAIN || chain.iter().any(|c| c.len() > MAX_CERTIFICATE) {
+        return Err(AttestRefusal::Protocol(format!(
+            "more than {MAX_CHAIN} EK certificates, or one over {MAX_CERTIFICATE} bytes"
+        )));
+    }
+    let chain: Vec<Vec<u8>> = chain.iter().map(|c| c.to_vec()).collect();
+    let roots = issuer.roots();
+    let certificate = (!chain.is_empty())
+        .then(|| ek::appraise_certificate(&chain, ek, &roots.vendor, &roots.simulated, now));
+    let allowed = issuer.allowed(&ek_sha256).is_some_and(|a| a.host_id == *host);
+    let bound =
+        issuer.host(host).is_some_and(|h| h.stored.tpm.as_ref().is_some_and(|t| t.ek_sha256 == ek_sha256));
+    let trusted = match certificate {
+        Some(Ok(certificate)) => Trusted {
+            ek_sha256,
+            trust: StoredEkTrust::Certificate,
+            simulated: certificate.simulated,
+            manufacturer: certificate.manufacturer,
+        },
+        // The operator vouches for this EK by name: what its certificate lacks does not count. In a lab
+        // trust domain nothing then says that it is hardware.
+        _ if allowed => Trusted {
+            ek_sha256,
+            trust: StoredEkTrust::AllowList,
+            simulated: issuer.is_lab(),
+            manufacturer: None,
+        },
+        Some(Err(error)) => return Err(error.into()),
+        None => return Err(AttestRefusal::EkUnknown { host_id: host.clone(), ek_sha256: shown() }),
+    };
+    // A host id that is bound to another EK is refused as such, before anything is said of lists.
+    if let Some(there) = issuer.host(host)
+        && !bound
+    {
+        let bound_to =
+            there.stored.tpm.as_ref().map_or_else(|| "a join token".to_owned(), |t| hex::encode(t.ek_sha256));
+        return Err(AttestRefusal::Conflict(Conflict::HostIdTaken { host_id: host.to_string(), bound_to }));
+    }
+    if issuer.config().attestation.enrolment == Enrolment::AllowList && !allowed && !bound {
+        return Err(AttestRefusal::NotAllowed { host_id: host.clone(), ek_sha256: shown() });
+    }
+    Ok(trusted)
+}
+
+fn appraise(
+    shown: &wire::TpmEvidence,
+    ek: &Public,
+    ak: &Public,
+    csr: &Csr,
+    csr_der: &[u8],
+    expected: &Expectation<'_>,
+) -> Result<HostAppraisal, AttestRefusal> {
+    let missing = |what: &str| AttestRefusal::Protocol(format!("the evidence lacks {what}"));
+    let quote = shown.quote.as_ref().ok_or_else(|| missing("a quote"))?;
+    let key = shown.host_key.as_ref().ok_or_else(|| missing("the host key's certification"))?;
+    if quote.event_log.len() > MAX_EVENT_LOG {
+        return Err(AttestRefusal::Protocol(format!("event log over {MAX_EVENT_LOG} bytes")));
+    }
+    let pcrs = convert::pcr_values(&quote.pcrs).map_err(|e| AttestRefusal::Protocol(e.to_string()))?;
+    let evidence = HostEvidence {
+        ek,
+        ak,
+        activated_secret: &shown.activated_secret,
+        quote: evidence::Quote {
+            attest: &quote.attest,
+            signature: &quote.signature,
+            pcrs: &pcrs,
+            event_log: &quote.event_log,
+        },
+        host_key: evidence::KeyCertification {
+            public: &key.public,
+            attest: &key.attest,
+            signature: &key.signature,
+        },
+        csr: csr_der,
+        csr_spki: csr.spki_der(),
+    };
+    Ok(evidence::appraise_host(&evidence, expected)?)
+}
+
+async fn sign(
+    issuer: &Issuer,
+    host: &HostId,
+    spki: &[u8],
+    now: i64,
+    lifetime: std::time::Duration,
+) -> Result<Leaf, AttestRefusal> {
+    // One signature an attestation: `block_in_place` keeps a slow token off the other tasks' thread.
+    tokio::task::block_in_place(|| issuer.ca().sign_host(host, spki, now, lifetime))
+        .map_err(AttestRefusal::Sign)
+}
+
+/// A host about to be let in.
+struct Enrolled<'a> {
+    host: &'a HostId,
+    ek: Option<[u8; 32]>,
+    stored: Stored,
+    leaf: Leaf,
+    reset: bool,
+}
+
+async fn release(
+    issuer: &Issuer,
+    enrolled: Enrolled<'_>,
+    mut writes: Vec<Write>,
+    now: i64,
+) -> Result<wire::HostAttested, AttestRefusal> {
+    let Enrolled { host, ek, stored, leaf, reset } = enrolled;
+    let enrolled_at = issuer.host(host).map_or(now, |h| h.enrolled_at);
+    let state = HostState::new(host.clone(), enrolled_at, stored, &issuer.config().attestation.pcr_policies)
+        .map_err(AttestRefusal::Protocol)?;
+    let (highest, unmet) = highest_tier(&state.standing, &issuer.rules(), now);
+    let highest = highest.map_or("none", |t| t.as_str());
+    writes.push(Write::Enrol {
+        host_id: host.clone(),
+        ek_digest: ek,
+        at: now,
+        standing: state.stored.to_json(),
+    });
+    let unmet: Vec<wire::Unmet> = unmet.iter().map(convert::unmet).collect();
+    writes.push(Write::Record(attested_entry(issuer, &state, &leaf, highest, &unmet, reset, now)));
+    let _recorded = issuer.store().commit(writes).await?;
+    let max_age = i64::try_from(issuer.config().attestation.max_age.as_secs()).unwrap_or(i64::MAX);
+    let quote_valid_until = if ek.is_some() { now.saturating_add(max_age) } else { 0 };
+    tracing::info!(
+        host_id = %host, proof = if ek.is_some() { "tpm" } else { "join-token" }, highest_tier = highest,
+        simulated = state.stored.tpm.as_ref().is_some_and(|t| t.simulated), reset, serial = %leaf.serial, "host attested"
+    );
+    issuer.replace_host(state);
+    Ok(wire::HostAttested {
+        host_svid: vec![Bytes::copy_from_slice(&leaf.der), issuer.ca().infrastructure_der()],
+        bundles: Some(convert::bundles(issuer.trust_domain().name.as_str(), issuer.ca())),
+        attest_again_at: now + (leaf.not_after - now) / 2,
+        quote_valid_until,
+        highest_tier: highest.to_owned(),
+        unmet,
+    })
+}
+
+fn attested_entry(
+    issuer: &Issuer,
+    state: &HostState,
+    leaf: &Leaf,
+    highest: &str,
+    unmet: &[wire::Unmet],
+    reset: bool,
+    now: i64,
+) -> Entry {
+    Record {
+        host: Some(state.host_id.as_str()),
+        tier: Some(highest),
+        certificate_sha256: Some(hex::encode(sha256(&leaf.der))),
+        not_after: Some(leaf.not_after),
+        evidence_sha256: Some(hex::encode(state.stored.evidence_sha256)),
+        ek_sha256: state.stored.tpm.as_ref().map(|t| hex::encode(t.ek_sha256)),
+        reason: reset.then(|| "the TPM was reset since the last attestation".to_owned()),
+        unmet: unmet.iter().map(Into::into).collect(),
+        lab: issuer.is_lab(),
+        ..Record::default()
+    }
+    .entry(now, Kind::HostAttestation, "attested", Some(*leaf.serial.as_bytes()))
+}
+
+fn refused_entry(issuer: &Issuer, host: &HostId, refusal: &AttestRefusal) -> Entry {
+    Record {
+        host: Some(host.as_str()),
+        reason: Some(format!("{}: {refusal}", refusal.code())),
+        lab: issuer.is_lab(),
+        ..Record::default()
+    }
+    .entry(issuer.now(), Kind::HostAttestation, "refused", None)
+}
+
+fn spiffe_id(issuer: &Issuer, host: &HostId) -> hallmark_core::id::SpiffeId {
+    hallmark_core::id::SpiffeId::new(
+        issuer.trust_domain().name.clone(),
+        hallmark_core::id::Subject::Host(host.clone()),
+    )
+}
+
+fn parse_public(what: &str, bytes: &[u8]) -> Result<Public, AttestRefusal> {
+    Public::parse(bytes).map_err(|e| AttestRefusal::Protocol(format!("{what} public: {e}")))
+}
+
+async fn hello(requests: &mut Streaming<wire::AttestRequest>) -> Result<wire::HostHello, AttestRefusal> {
+    match next(requests).await? {
+        wire::attest_request::Step::Hello(hello) => Ok(hello),
+        wire::attest_request::Step::Evidence(_) => {
+            Err(AttestRefusal::Protocol("evidence before hello".to_owned()))
+        }
+    }
+}
+
+async fn evidence_step(
+    requests: &mut Streaming<wire::AttestRequest>,
+) -> Result<wire::HostEvidence, AttestRefusal> {
+    match next(requests).await? {
+        wire::attest_request::Step::Evidence(evidence) => Ok(evidence),
+        wire::attest_request::Step::Hello(_) => Err(AttestRefusal::Protocol("a second hello".to_owned())),
+    }
+}
+
+async fn next(
+    requests: &mut Streaming<wire::AttestRequest>,
+) -> Result<wire::attest_request::Step, AttestRefusal> {
+    let message =
+        requests.message().await.map_err(|status| AttestRefusal::Protocol(status.message().to_owned()))?;
+    message
+        .and_then(|m| m.step)
+        .ok_or_else(|| AttestRefusal::Protocol("the stream ended early, or a message is empty".to_owned()))
+}
+
+async fn send(answers: &Answers, step: wire::attest_response::Step) -> Result<(), AttestRefusal> {
+    let answer = wire::AttestResponse { step: Some(step) };
+    answers.send(Ok(answer)).await.map_err(|_| AttestRefusal::Protocol("the host went away".to_owned()))
+}

@@ -1,0 +1,323 @@
+//! Issuing agents' SVIDs: a batch from one host, each item granted or refused by itself.
+
+use std::sync::Arc;
+
+use hallmark_core::decide::{self, AgentStanding, Grant, KeyStanding, Pkcs11Assertion, Refusal};
+use hallmark_core::evidence;
+use hallmark_core::id::{AgentName, HostId, InstanceId};
+use hallmark_core::pcr::PcrSelection;
+use hallmark_core::registration::Registered;
+use hallmark_core::selector::{Selector, SelectorSet};
+use hallmark_core::x509::Csr;
+use hallmark_proto::issuer as wire;
+use tonic::Status;
+
+use super::Release;
+use crate::ca::Signed;
+use crate::issuer::{Issuer, Snapshot};
+use crate::record::{Entry, Kind, Record, UnmetEntry};
+use crate::store::{NewInstance, Recorded, Write};
+
+/// Most items in one call.
+pub const MAX_BATCH: usize = 64;
+/// Most selectors in one item.
+const MAX_SELECTORS: usize = 256;
+/// A batch of more items than this, or any whose signatures come from a token, leaves the async threads.
+const INLINE: usize = 2;
+
+/// Issues or refuses each item, and returns once every decision's record is on disk.
+///
+/// # Errors
+/// The batch as a whole is malformed, or the store failed: nothing was released.
+pub async fn issue(
+    issuer: &Arc<Issuer>,
+    host: &HostId,
+    items: Vec<wire::IssueItem>,
+) -> Result<Vec<wire::IssueResult>, Status> {
+    if items.is_empty() || items.len() > MAX_BATCH {
+        return Err(Status::invalid_argument(format!(
+            "{} items; a call carries 1 to {MAX_BATCH}",
+            items.len()
+        )));
+    }
+    // Load.
+    let snapshot =
+        issuer.snapshot(host).ok_or_else(|| Status::permission_denied("this host is not enrolled here"))?;
+
+    // Appraise, decide, sign.
+    let decided = if items.len() <= INLINE && !issuer.ca().blocks() {
+        decide_all(issuer, &snapshot, items)
+    } else {
+        let issuer = issuer.clone();
+        tokio::task::spawn_blocking(move || decide_all(&issuer, &snapshot, items))
+            .await
+            .map_err(|_| Status::internal("issuing failed"))?
+    };
+
+    // Record.
+    let mut writes = Vec::with_capacity(2 * decided.len());
+    let mut outcomes = Vec::with_capacity(decided.len());
+    for Decided { entry, instance, outcome } in decided {
+        writes.push(Write::Record(entry));
+        writes.extend(instance.map(Write::Instance));
+        outcomes.push(outcome);
+    }
+    let recorded = issuer.store().commit(writes).await.map_err(|e| crate::status::store(&e))?;
+
+    // Release.
+    Ok(outcomes
+        .into_iter()
+        .zip(recorded.records)
+        .map(|(outcome, recorded)| release(issuer, outcome, recorded))
+        .collect())
+}
+
+/// One item on its way: what was decided, not yet on disk.
+struct Decided {
+    entry: Entry,
+    instance: Option<NewInstance>,
+    outcome: Result<Signed, Denial>,
+}
+
+/// Why an item was refused.
+struct Denial {
+    code: &'static str,
+    unmet: Vec<wire::Unmet>,
+    retryable: bool,
+}
+
+fn decide_all(issuer: &Issuer, snapshot: &Snapshot, items: Vec<wire::IssueItem>) -> Vec<Decided> {
+    items.into_iter().map(|item| decide_one(issuer, snapshot, item)).collect()
+}
+
+fn decide_one(issuer: &Issuer, snapshot: &Snapshot, item: wire::IssueItem) -> Decided {
+    let instance = <[u8; 16]>::try_from(item.instance_id.as_ref()).ok().map(InstanceId::from_bytes);
+    let result = appraise(issuer, snapshot, &item, instance).and_then(|appraised| {
+        let granted = decide::decide(
+            &appraised.registered,
+            &snapshot.host.standing,
+            &appraised.agent,
+            &snapshot.rules,
+            snapshot.now,
+        );
+        match granted {
+            Ok(grant) => sign(issuer, &grant, snapshot.now).map(|signed| (appraised, grant, signed)),
+            Err(refusal) => Err(denied(refusal)),
+        }
+    });
+    let (entry, instance, outcome) = match result {
+        Ok((appraised, grant, signed)) => {
+            let entry = issued_entry(snapshot, &item, &appraised, &grant, &signed);
+            let row = NewInstance {
+                instance_id: signed.instance(),
+                agent: item.agent.clone(),
+                host_id: snapshot.host.host_id.to_string(),
+                tier: signed.tier().as_str(),
+                custody: signed.custody().as_str(),
+                serial: *signed.serial().as_bytes(),
+                issued_at: snapshot.now,
+                not_after: signed.not_after(),
+            };
+            (entry, Some(row), Ok(signed))
+        }
+        Err(denial) => (refused_entry(snapshot, &item, instance, &denial), None, Err(denial)),
+    };
+    Decided { entry, instance, outcome }
+}
+
+/// An item whose evidence holds; whether it suffices is not decided yet.
+struct Appraised {
+    registered: Arc<Registered>,
+    agent: AgentStanding,
+}
+
+fn appraise(
+    issuer: &Issuer,
+    snapshot: &Snapshot,
+    item: &wire::IssueItem,
+    instance: Option<InstanceId>,
+) -> Result<Appraised, Denial> {
+    let name: AgentName = item.agent.parse().map_err(|e| malformed("agent-name", e))?;
+    let instance = instance.ok_or_else(|| malformed("instance-id", "an instance id has 16 bytes"))?;
+    let registered = snapshot.registry.agents.get(&name).cloned().ok_or_else(|| Denial {
+        code: "no-registration",
+        unmet: vec![wire_unmet("no-registration", format_args!("no registration is named {name}"))],
+        retryable: false,
+    })?;
+    issuer
+        .claim_instance(instance, &name, &snapshot.host.host_id, snapshot.now)
+        .map_err(|e| malformed("instance-id", e))?;
+    let csr = Csr::parse(&item.csr).map_err(|e| malformed("csr", e))?;
+    csr.check_san(&snapshot.spiffe_id(&name)).map_err(|e| malformed("csr", e))?;
+    if item.selectors.len() > MAX_SELECTORS {
+        return Err(malformed(
+            "selectors",
+            format!("{} selectors, more than {MAX_SELECTORS}", item.selectors.len()),
+        ));
+    }
+    let selectors = item
+        .selectors
+        .iter()
+        .map(|s| s.parse::<Selector>())
+        .collect::<Result<SelectorSet, _>>()
+        .map_err(|e| malformed("selectors", e))?;
+    let key = key_standing(snapshot, item, &csr)?;
+    let agent = AgentStanding { instance, selectors, spki: csr.spki_der().to_vec(), key };
+    Ok(Appraised { registered, agent })
+}
+
+fn key_standing(snapshot: &Snapshot, item: &wire::IssueItem, csr: &Csr) -> Result<KeyStanding, Denial> {
+    match &item.key {
+        Some(wire::issue_item::Key::Software(_)) => Ok(KeyStanding::Software),
+        Some(wire::issue_item::Key::Tpm(tpm)) => {
+            let ak = snapshot
+                .host
+                .ak
+                .as_ref()
+                .ok_or_else(|| malformed("key-evidence", "this host has no attested TPM"))?;
+            let certification =
+                tpm.certification.as_ref().ok_or_else(|| malformed("key-evidence", "no certification"))?;
+            let pcrs = PcrSelection::new(tpm.policy_pcrs.iter().copied())
+                .map_err(|e| malformed("key-evidence", e))?;
+            let certification = evidence::KeyCertification {
+                public: &certification.public,
+                attest: &certification.attest,
+                signature: &certification.signature,
+            };
+            let appraisal =
+                evidence::appraise_key(&certification, ak, csr.spki_der(), &pcrs, &snapshot.host.pcrs)
+                    .map_err(|e| Denial {
+                        code: "key-evidence",
+                        unmet: vec![wire_unmet(e.code(), e)],
+                        retryable: false,
+                    })?;
+            Ok(KeyStanding::Tpm { policy_pcrs: appraisal.policy_pcrs.indices().clone() })
+        }
+        Some(wire::issue_item::Key::Pkcs11(p)) => Ok(KeyStanding::Pkcs11(Pkcs11Assertion {
+            token_label: p.token_label.clone(),
+            sensitive: p.sensitive,
+            always_sensitive: p.always_sensitive,
+            never_extractable: p.never_extractable,
+            local: p.local,
+        })),
+        None => Err(malformed("key-evidence", "the item does not say where its key lives")),
+    }
+}
+
+fn sign(issuer: &Issuer, grant: &Grant, now: i64) -> Result<Signed, Denial> {
+    issuer.ca().sign_agent(grant, now).map_err(|error| {
+        tracing::error!(%error, instance = %grant.instance(), "signing failed; nothing is released");
+        Denial {
+            code: "ca-unavailable",
+            unmet: vec![wire_unmet("ca-unavailable", "the issuer's CA key cannot sign at present")],
+            retryable: true,
+        }
+    })
+}
+
+fn wire_unmet(code: &str, detail: impl std::fmt::Display) -> wire::Unmet {
+    wire::Unmet { code: code.to_owned(), detail: detail.to_string() }
+}
+
+fn malformed(code: &'static str, problem: impl std::fmt::Display) -> Denial {
+    Denial { code: "malformed", unmet: vec![wire_unmet(code, problem)], retryable: false }
+}
+
+fn denied(refusal: Refusal) -> Denial {
+    let retryable = refusal.retryable();
+    Denial {
+        code: Refusal::CODE,
+        unmet: refusal.unmet.iter().map(crate::convert::unmet).collect(),
+        retryable,
+    }
+}
+
+fn issued_entry(
+    snapshot: &Snapshot,
+    item: &wire::IssueItem,
+    appraised: &Appraised,
+    grant: &Grant,
+    signed: &Signed,
+) -> Entry {
+    let registered = &appraised.registered;
+    Record {
+        host: Some(snapshot.host.host_id.as_str()),
+        agent: Some(&item.agent),
+        instance: Some(signed.instance().to_string()),
+        owner: Some(registered.registration.owner()),
+        registration_revision: Some(registered.revision),
+        registration_digest: Some(hex::encode(grant.registration_digest())),
+        tier: Some(signed.tier().as_str()),
+        custody: Some(signed.custody().as_str()),
+        certificate_sha256: Some(hex::encode(signed.sha256())),
+        not_after: Some(signed.not_after()),
+        evidence_sha256: Some(hex::encode(snapshot.host.standing.evidence_digest)),
+        selectors: Some(&item.selectors),
+        lab: snapshot.rules.lab,
+        ..Record::default()
+    }
+    .entry(snapshot.now, Kind::Svid, "issued", Some(*signed.serial().as_bytes()))
+}
+
+fn refused_entry(
+    snapshot: &Snapshot,
+    item: &wire::IssueItem,
+    instance: Option<InstanceId>,
+    denial: &Denial,
+) -> Entry {
+    let registered =
+        item.agent.parse::<AgentName>().ok().and_then(|name| snapshot.registry.agents.get(&name));
+    // A name that no registration has is the host's word: kept short in the record.
+    let agent: String = item.agent.chars().take(64).collect();
+    Record {
+        host: Some(snapshot.host.host_id.as_str()),
+        agent: Some(&agent),
+        instance: instance.map(|i| i.to_string()),
+        owner: registered.map(|r| r.registration.owner()),
+        registration_revision: registered.map(|r| r.revision),
+        registration_digest: registered.map(|r| hex::encode(r.registration.digest())),
+        evidence_sha256: Some(hex::encode(snapshot.host.standing.evidence_digest)),
+        reason: Some(denial.code.to_owned()),
+        unmet: denial.unmet.iter().map(UnmetEntry::from).collect(),
+        lab: snapshot.rules.lab,
+        ..Record::default()
+    }
+    .entry(snapshot.now, Kind::Svid, "refused", None)
+}
+
+fn release(issuer: &Issuer, outcome: Result<Signed, Denial>, recorded: Recorded) -> wire::IssueResult {
+    let outcome = match outcome {
+        Ok(signed) => {
+            let release = Release::new(signed, recorded);
+            issuer.counters().issued(release.signed());
+            wire::issue_result::Outcome::Issued(issued(issuer, &release))
+        }
+        Err(denial) => {
+            issuer.counters().refused();
+            wire::issue_result::Outcome::Refused(wire::Refused {
+                code: denial.code.to_owned(),
+                unmet: denial.unmet,
+                retryable: denial.retryable,
+            })
+        }
+    };
+    wire::IssueResult { outcome: Some(outcome) }
+}
+
+fn issued(issuer: &Issuer, release: &Release) -> wire::Issued {
+    let signed = release.signed();
+    tracing::info!(
+        host_id = %signed.host(), spiffe_id = %signed.spiffe_id(), instance = %signed.instance(), tier = %signed.tier(),
+        custody = %signed.custody(), serial = %signed.serial(), record = release.record(), "issued"
+    );
+    wire::Issued {
+        chain: vec![signed.der().clone(), issuer.ca().issuing_der(signed.tier())],
+        tier: signed.tier().to_string(),
+        custody: signed.custody().to_string(),
+        spiffe_id: signed.spiffe_id().to_string(),
+        not_before: signed.not_before(),
+        not_after: signed.not_after(),
+        serial: prost::bytes::Bytes::copy_from_slice(signed.serial().as_bytes()),
+        record: release.record(),
+    }
+}

@@ -1,0 +1,39 @@
+//! The flows, each one straight page: load, appraise, decide, sign, record, release.
+//!
+//! Types carry the proof that a step was taken. Only `hallmark_core::decide` makes a `Grant`; only
+//! [`crate::ca::Ca`] makes a `Signed` from one; only the store makes a `Recorded`; and only
+//! [`Release::new`] joins the two into something a server can send.
+
+pub mod apply;
+pub mod attest;
+pub mod enrol;
+pub mod issue;
+pub mod refresh;
+pub mod retire;
+
+use crate::ca::Signed;
+use crate::store::Recorded;
+
+/// A credential whose record is on disk: what a server may send.
+#[derive(Debug)]
+pub struct Release {
+    signed: Signed,
+    recorded: Recorded,
+}
+
+impl Release {
+    /// Joins a signed credential with the proof that its decision is recorded.
+    fn new(signed: Signed, recorded: Recorded) -> Self {
+        Self { signed, recorded }
+    }
+
+    /// The credential.
+    pub fn signed(&self) -> &Signed {
+        &self.signed
+    }
+
+    /// Number of the record.
+    pub fn record(&self) -> u64 {
+        self.recorded.number()
+    }
+}

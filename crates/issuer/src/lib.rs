@@ -1,0 +1,37 @@
+//! `hallmark-issuer`: RATS verifier and certificate authority of a trust domain.
+//!
+//! **In scope:** attesting hosts, deciding, signing, recording, releasing; operators' orders; pushing what
+//! changed to hosts. **Not in scope:** verification itself and every rule, which are in `hallmark-core`;
+//! anything that speaks to a TPM.
+//!
+//! Start reading at [`flow`].
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod ca;
+pub mod config;
+pub mod convert;
+pub mod crl;
+pub mod doctor;
+pub mod ek_roots;
+pub mod flow;
+pub mod init;
+pub mod issuer;
+pub mod link;
+pub mod logging;
+pub mod record;
+pub mod registry;
+pub mod run;
+pub mod server;
+pub mod standing;
+pub mod status;
+pub mod store;
+pub mod token;
+
+/// SHA-256 of these bytes.
+pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    let mut out = [0; 32];
+    out.copy_from_slice(digest.as_ref());
+    out
+}

@@ -1,0 +1,332 @@
+//! The daemon: start, serve, reload, drain.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
+use hallmark_core::tier::Hierarchy;
+use hallmark_core::x509::{CaKey, InfraRoots, RootsError, SoftwareCaKey};
+use hallmark_proto::admin::admin_server::AdminServer;
+use hallmark_proto::issuer::host_attestation_server::HostAttestationServer;
+use hallmark_proto::issuer::host_link_server::HostLinkServer;
+use hallmark_proto::issuer::issuance_server::IssuanceServer;
+use hallmark_proto::tls::{self, Accept, ClientAuth, Listener, ListenerOptions, Shared, SwappableCert};
+use rustls_pki_types::CertificateDer;
+use sd_notify::NotifyState;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+use tonic_health::server::HealthReporter;
+use zeroize::Zeroizing;
+
+use crate::admin::{self, AdminService, Admission};
+use crate::config::{CaBackend, Config};
+use crate::issuer::Issuer;
+use crate::logging::LogLevel;
+use crate::record::{Kind, Record};
+use crate::server::HostServices;
+use crate::store::Store;
+use crate::{crl, ek_roots, init, token};
+
+/// Lifetime of the issuer's own server certificate; renewed at half.
+const OWN_SVID_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// How long requests in flight may take once the end has begun.
+const DRAIN: Duration = Duration::from_secs(10);
+/// Largest message from a host: 64 items, each with evidence, or one event log.
+const MAX_MESSAGE: usize = 8 << 20;
+/// Calls at once on one host's connection.
+const STREAMS: u32 = 256;
+/// How often the CA key proves that it signs.
+const HEALTH_EVERY: Duration = Duration::from_secs(30);
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// It cannot start; once it serves, failures are answered and logged.
+pub async fn run(config: Config, dev: bool, level: LogLevel) -> anyhow::Result<()> {
+    let (issuer, identity) = start(config, dev).await?;
+    let config = issuer.config();
+    let admission = Admission::new(&config.admin).map_err(anyhow::Error::msg)?;
+    let admin_listener = admin::bind(&config.admin)?;
+    let listener =
+        TcpListener::bind(config.listen).await.with_context(|| format!("listen {}", config.listen))?;
+    let (stop, stopped) = watch::channel(false);
+    let (health, health_service) = tonic_health::server::health_reporter();
+    set_serving(&health, true).await;
+
+    let mut hosts = {
+        let accept = Accept::Hosts(Shared::new(host_roots(&issuer)?));
+        let tls = tls::server_config(identity.clone(), ClientAuth::Optional(accept))?;
+        let options =
+            ListenerOptions { max_connections: config.max_connections, ..ListenerOptions::default() };
+        let incoming = Listener::new(listener, Arc::new(tls), identity.clone(), options).incoming();
+        let services = HostServices::new(issuer.clone());
+        let mut stopped = stopped.clone();
+        let server = Server::builder()
+            .http2_keepalive_interval(Some(Duration::from_secs(30)))
+            .max_concurrent_streams(STREAMS)
+            .add_service(HostAttestationServer::new(services.clone()).max_decoding_message_size(MAX_MESSAGE))
+            .add_service(IssuanceServer::new(services.clone()).max_decoding_message_size(MAX_MESSAGE))
+            .add_service(HostLinkServer::new(services))
+            .add_service(health_service.clone())
+            .serve_with_incoming_shutdown(incoming, async move {
+                let _ = stopped.wait_for(|stop| *stop).await;
+            });
+        tokio::spawn(server)
+    };
+    let operators = {
+        let service = AdminServer::new(AdminService::new(issuer.clone(), admission))
+            .max_decoding_message_size(MAX_MESSAGE);
+        let mut stopped = stopped.clone();
+        let server = Server::builder()
+            .add_service(service)
+            .add_service(health_service)
+            .serve_with_incoming_shutdown(UnixListenerStream::new(admin_listener), async move {
+                let _ = stopped.wait_for(|stop| *stop).await;
+            });
+        tokio::spawn(server)
+    };
+    tokio::spawn(crl::run(issuer.clone()));
+    tokio::spawn(renew_own(issuer.clone(), identity));
+    tokio::spawn(watch_health(issuer.clone(), health.clone()));
+
+    tracing::info!(
+        trust_domain = %issuer.trust_domain().name, issuer_id = %config.issuer_id, listen = %config.listen,
+        lab = issuer.is_lab(), ca = issuer.ca().backend(), "serving"
+    );
+    notify(&[NotifyState::Ready]);
+    let _watchdog = tokio::spawn(watchdog(issuer.clone()));
+    wait_for_end(&issuer, &level, &mut hosts).await?;
+
+    notify(&[NotifyState::Stopping]);
+    set_serving(&health, false).await;
+    issuer.drain();
+    stop.send_replace(true);
+    let drained = async {
+        let _ = hosts.await;
+        let _ = operators.await;
+    };
+    if tokio::time::timeout(DRAIN, drained).await.is_err() {
+        tracing::warn!("some requests did not end in time");
+    }
+    let _ = std::fs::remove_file(&config.admin.socket);
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Opens everything and makes the issuer's own credential.
+async fn start(config: Config, dev: bool) -> anyhow::Result<(Arc<Issuer>, Arc<SwappableCert>)> {
+    let store = Store::open(&config.database()).await?;
+    let Some(row) = store.trust_domain().await? else {
+        bail!("{} holds no trust domain yet: run hallmark-issuer init", config.data_dir.display());
+    };
+    if row.name != config.trust_domain {
+        bail!(
+            "{} holds trust domain {}, and the configuration says {}",
+            config.data_dir.display(),
+            row.name,
+            config.trust_domain
+        );
+    }
+    let software = config.ca == CaBackend::Software;
+    if software != row.dev {
+        bail!(
+            "ca.backend does not fit the trust domain, which was made {} --dev",
+            if row.dev { "with" } else { "without" }
+        );
+    }
+    if software && !dev {
+        bail!("ca.backend is \"software\": CA keys in memory are for development only, and need --dev");
+    }
+    let token = match &config.ca {
+        CaBackend::Pkcs11(pkcs11) => Some(token::open(pkcs11)?),
+        CaBackend::Software => None,
+    };
+    let ca = init::load_ca(&config, &row, &store.authorities().await?, token.as_ref())?;
+    let roots: Vec<_> = Hierarchy::ALL
+        .into_iter()
+        .flat_map(|h| ca.roots(h).into_iter().map(move |der| (h, der.to_vec())))
+        .collect();
+    init::publish(&config.public_dir(), &roots)?;
+    warn_of_what_is_weak(&config, row.lab, software);
+    let ek_roots = ek_roots::load_all(&config)?;
+    let issuer = Issuer::start(config, row, store, ca, ek_roots, token).await?;
+    let (chain, key) = own_credential(&issuer).await?;
+    let identity = SwappableCert::new();
+    identity.set(chain, key)?;
+    Ok((issuer, identity))
+}
+
+fn warn_of_what_is_weak(config: &Config, lab: bool, software: bool) {
+    if lab {
+        tracing::warn!("LAB trust domain: software TPMs may count above foundation");
+    }
+    if software {
+        tracing::warn!(
+            "DEV: CA keys are in memory, new at each start; every host must take up the new infrastructure root"
+        );
+    }
+    if config.attestation.pcr_policies.is_empty() {
+        tracing::warn!(
+            "no attestation.pcr_policy: no host can reach the enterprise tier (see hallmark host pcrs)"
+        );
+    }
+}
+
+fn host_roots(issuer: &Issuer) -> Result<InfraRoots, RootsError> {
+    InfraRoots::new(issuer.trust_domain().name.clone(), issuer.ca().roots(Hierarchy::Infrastructure))
+}
+
+type Credential = (Vec<CertificateDer<'static>>, Arc<dyn rustls::sign::SigningKey>);
+
+/// A fresh key in memory, certified by the infrastructure CA, recorded before it is used.
+async fn own_credential(issuer: &Arc<Issuer>) -> anyhow::Result<Credential> {
+    let random = aws_lc_rs::rand::SystemRandom::new();
+    let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &random)
+        .map_err(|_| anyhow::anyhow!("no key could be generated"))?;
+    let pkcs8 = Zeroizing::new(pkcs8.as_ref().to_vec());
+    let spki = SoftwareCaKey::from_pkcs8(&pkcs8)?.spki_der().to_vec();
+    let now = issuer.now();
+    let config = issuer.config();
+    let signer = issuer.clone();
+    let leaf = tokio::task::spawn_blocking(move || {
+        let config = signer.config();
+        signer.ca().sign_issuer(&config.issuer_id, &spki, now, OWN_SVID_LIFETIME, &config.dns_names)
+    })
+    .await??;
+    let entry = Record {
+        certificate_sha256: Some(hex::encode(crate::sha256(&leaf.der))),
+        not_after: Some(leaf.not_after),
+        reason: Some(format!("own credential of issuer {}", config.issuer_id)),
+        lab: issuer.is_lab(),
+        ..Record::default()
+    }
+    .entry(now, Kind::IssuerSvid, "issued", Some(*leaf.serial.as_bytes()));
+    issuer.store().record(entry).await?;
+    let chain = vec![leaf.der, CertificateDer::from(issuer.ca().infrastructure_der().to_vec())];
+    let key = tls::software_key(&pkcs8)?;
+    Ok((chain, key))
+}
+
+async fn renew_own(issuer: Arc<Issuer>, identity: Arc<SwappableCert>) {
+    let mut wait = OWN_SVID_LIFETIME / 2;
+    loop {
+        tokio::time::sleep(wait).await;
+        wait = match own_credential(&issuer).await {
+            Ok((chain, key)) => {
+                if let Err(error) = identity.set(chain, key) {
+                    tracing::error!(%error, "the issuer's own credential could not be put in force");
+                }
+                OWN_SVID_LIFETIME / 2
+            }
+            Err(error) => {
+                tracing::error!(%error, "the issuer's own credential could not be renewed");
+                Duration::from_secs(60)
+            }
+        };
+    }
+}
+
+/// The health service says "serving" only while each CA key makes a signature that verifies.
+async fn watch_health(issuer: Arc<Issuer>, health: HealthReporter) {
+    let mut was = true;
+    while !issuer.is_draining() {
+        tokio::time::sleep(HEALTH_EVERY).await;
+        let signer = issuer.clone();
+        let result = tokio::task::spawn_blocking(move || signer.ca().health()).await;
+        let is = matches!(result, Ok(Ok(())));
+        if is != was {
+            match result {
+                Ok(Err(error)) => tracing::error!(%error, "CA keys do not sign"),
+                _ => tracing::info!("CA keys sign again"),
+            }
+            set_serving(&health, is).await;
+            was = is;
+        }
+    }
+}
+
+async fn set_serving(health: &HealthReporter, serving: bool) {
+    let status =
+        if serving { tonic_health::ServingStatus::Serving } else { tonic_health::ServingStatus::NotServing };
+    health.set_service_status("", status).await;
+    health.set_service_status("hallmark.issuer.v1.Issuance", status).await;
+}
+
+async fn wait_for_end<T>(
+    issuer: &Arc<Issuer>,
+    level: &LogLevel,
+    hosts: &mut tokio::task::JoinHandle<T>,
+) -> anyhow::Result<()> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            _ = term.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = hangup.recv() => reload(issuer, level),
+            _ = &mut *hosts => bail!("the host server ended by itself"),
+        }
+    }
+}
+
+/// SIGHUP: attestation rules, EK roots and the log level take effect; the rest says that it needs a restart.
+fn reload(issuer: &Arc<Issuer>, level: &LogLevel) {
+    if let Ok(usec) = NotifyState::monotonic_usec_now() {
+        notify(&[NotifyState::Reloading, usec]);
+    }
+    let old = issuer.config();
+    match Config::load(&old.file)
+        .map_err(anyhow::Error::from)
+        .and_then(|new| Ok((ek_roots::load_all(&new)?, new)))
+    {
+        Ok((roots, new)) => {
+            if let Err(problem) = level.change(&new.log_level) {
+                tracing::error!(problem, "reload: the log level stays");
+            }
+            let fixed = [
+                ("trust_domain", new.trust_domain != old.trust_domain),
+                ("issuer_id", new.issuer_id != old.issuer_id),
+                ("listen", new.listen != old.listen),
+                ("data_dir", new.data_dir != old.data_dir),
+                ("ca", new.ca != old.ca),
+                ("admin.socket", new.admin.socket != old.admin.socket),
+                ("crl.url", new.crl_url != old.crl_url),
+                ("limits.max_connections", new.max_connections != old.max_connections),
+            ];
+            for (key, _) in fixed.iter().filter(|(_, changed)| *changed) {
+                tracing::warn!(key, "reload: takes effect after a restart");
+            }
+            let effective =
+                Config { attestation: new.attestation, log_level: new.log_level, ..(*old).clone() };
+            issuer.reconfigure(effective, roots);
+            tracing::info!("reloaded: attestation rules, EK roots, log level");
+        }
+        Err(error) => tracing::error!(error = format!("{error:#}"), "reload: nothing was changed"),
+    }
+    notify(&[NotifyState::Ready]);
+}
+
+/// Tells systemd that the issuer is alive: only if a write to its store would find the writer alive.
+async fn watchdog(issuer: Arc<Issuer>) {
+    let mut usec = 0;
+    if !sd_notify::watchdog_enabled(false, &mut usec) {
+        return;
+    }
+    let every = Duration::from_micros(usec) / 3;
+    loop {
+        tokio::time::sleep(every).await;
+        if issuer.store().newest_record_at().await.is_ok() {
+            notify(&[NotifyState::Watchdog]);
+        }
+    }
+}
+
+fn notify(states: &[NotifyState<'_>]) {
+    // Outside systemd there is nobody to tell.
+    let _ = sd_notify::notify(false, states);
+}

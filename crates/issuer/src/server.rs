@@ -1,0 +1,170 @@
+//! The door for hosts: gRPC over TLS 1.3. Attestation is open to hosts without a credential; all else is
+//! for a host with one, and acts for that host alone.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use hallmark_core::id::{HostId, InstanceId, Subject};
+use hallmark_proto::issuer as wire;
+use hallmark_proto::issuer::host_attestation_server::HostAttestation;
+use hallmark_proto::issuer::host_link_server::HostLink;
+use hallmark_proto::issuer::issuance_server::Issuance;
+use hallmark_proto::tls::PeerInfo;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::flow;
+use crate::issuer::Issuer;
+use crate::{convert, status};
+
+/// Longest an attestation may take, from hello to evidence: a hardware TPM needs a few seconds.
+const ATTEST_DEADLINE: Duration = Duration::from_secs(60);
+
+/// The services for hosts.
+#[derive(Clone, Debug)]
+pub struct HostServices {
+    issuer: Arc<Issuer>,
+}
+
+impl HostServices {
+    /// Services of this issuer.
+    pub fn new(issuer: Arc<Issuer>) -> Self {
+        Self { issuer }
+    }
+}
+
+/// The host at the other end, from its certificate.
+fn caller<T>(request: &Request<T>) -> Result<HostId, Status> {
+    let peer = request.extensions().get::<PeerInfo>();
+    match peer.and_then(|p| p.spiffe_id.as_ref()).map(|id| &id.subject) {
+        Some(Subject::Host(host)) => Ok(host.clone()),
+        _ => Err(Status::unauthenticated("this method needs mutual TLS with a host SVID")),
+    }
+}
+
+fn remote<T>(request: &Request<T>) -> String {
+    request
+        .extensions()
+        .get::<PeerInfo>()
+        .and_then(|p| p.remote_addr)
+        .map_or_else(|| "unknown".to_owned(), |a| a.to_string())
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl HostAttestation for HostServices {
+    type AttestStream = Answers<wire::AttestResponse>;
+    type RefreshStream = Answers<wire::RefreshResponse>;
+
+    async fn attest(
+        &self,
+        request: Request<Streaming<wire::AttestRequest>>,
+    ) -> Result<Response<Self::AttestStream>, Status> {
+        let issuer = self.issuer.clone();
+        let remote = remote(&request);
+        let requests = request.into_inner();
+        let (answers, stream) = tokio::sync::mpsc::channel(2);
+        tokio::spawn(async move {
+            let attest = flow::attest::attest(&issuer, &remote, requests, &answers);
+            let last = match tokio::time::timeout(ATTEST_DEADLINE, attest).await {
+                Ok(Ok(attested)) => {
+                    let step = Some(wire::attest_response::Step::Attested(attested));
+                    Ok(wire::AttestResponse { step })
+                }
+                Ok(Err(refusal)) => Err(status::attestation(&refusal)),
+                Err(_) => Err(Status::deadline_exceeded("attestation took too long")),
+            };
+            // A host that has gone away needs no answer.
+            let _ = answers.send(last).await;
+        });
+        Ok(Response::new(ReceiverStream::new(stream).boxed()))
+    }
+
+    async fn refresh(
+        &self,
+        request: Request<Streaming<wire::RefreshRequest>>,
+    ) -> Result<Response<Self::RefreshStream>, Status> {
+        let host = caller(&request)?;
+        let issuer = self.issuer.clone();
+        let requests = request.into_inner();
+        let (answers, stream) = tokio::sync::mpsc::channel(2);
+        tokio::spawn(async move {
+            let refresh = flow::refresh::refresh(&issuer, &host, requests, &answers);
+            let last = match tokio::time::timeout(ATTEST_DEADLINE, refresh).await {
+                Ok(Ok(accepted)) => {
+                    let step = Some(wire::refresh_response::Step::Accepted(accepted));
+                    Ok(wire::RefreshResponse { step })
+                }
+                Ok(Err(refusal)) => Err(status::attestation(&refusal)),
+                Err(_) => Err(Status::deadline_exceeded("the quote took too long")),
+            };
+            let _ = answers.send(last).await;
+        });
+        Ok(Response::new(ReceiverStream::new(stream).boxed()))
+    }
+}
+
+#[tonic::async_trait]
+impl Issuance for HostServices {
+    async fn issue(
+        &self,
+        request: Request<wire::IssueRequest>,
+    ) -> Result<Response<wire::IssueResponse>, Status> {
+        let host = caller(&request)?;
+        let results = flow::issue::issue(&self.issuer, &host, request.into_inner().items).await?;
+        Ok(Response::new(wire::IssueResponse { results }))
+    }
+
+    async fn retire(
+        &self,
+        request: Request<wire::RetireRequest>,
+    ) -> Result<Response<wire::RetireResponse>, Status> {
+        /// As many as a host daemon may hold.
+        const MOST: usize = 16_384;
+        let host = caller(&request)?;
+        let request = request.into_inner();
+        if request.instance_ids.len() > MOST {
+            return Err(Status::invalid_argument(format!("more than {MOST} instances")));
+        }
+        let instances = request
+            .instance_ids
+            .iter()
+            .map(|id| <[u8; 16]>::try_from(id.as_ref()).map(InstanceId::from_bytes))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|_| Status::invalid_argument("an instance id has 16 bytes"))?;
+        flow::retire::retire(&self.issuer, &host, instances, &request.reason)
+            .await
+            .map_err(|e| status::store(&e))?;
+        Ok(Response::new(wire::RetireResponse {}))
+    }
+}
+
+#[tonic::async_trait]
+impl HostLink for HostServices {
+    type WatchStream = Answers<wire::HostUpdate>;
+
+    async fn watch(
+        &self,
+        request: Request<wire::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let host = caller(&request)?;
+        if self.issuer.host(&host).is_none() {
+            return Err(Status::permission_denied("this host is not enrolled here"));
+        }
+        let (updates, receiver) = self.issuer.hub().open(&host);
+        // The stream is open before the snapshot is taken, so that no change falls between the two.
+        let registrations = convert::registrations_update(self.issuer.registry().for_host(&host));
+        let bundles = convert::bundles_update(convert::bundles(
+            self.issuer.trust_domain().name.as_str(),
+            self.issuer.ca(),
+        ));
+        for update in [bundles, registrations] {
+            updates.send(Ok(update)).await.map_err(|_| Status::unavailable("the stream was replaced"))?;
+        }
+        tracing::info!(host_id = %host, "host connected");
+        Ok(Response::new(ReceiverStream::new(receiver).boxed()))
+    }
+}

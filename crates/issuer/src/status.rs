@@ -1,0 +1,31 @@
+//! The one place where a failure becomes a gRPC status: coarse to strangers, the full reason to the log.
+
+use tonic::Status;
+
+use crate::flow::attest::AttestRefusal;
+use crate::store::StoreError;
+
+/// What a host is told of a refused attestation: the check's code word, and no values.
+pub fn attestation(refusal: &AttestRefusal) -> Status {
+    match refusal {
+        AttestRefusal::Protocol(what) => Status::invalid_argument(format!("attestation: {what}")),
+        AttestRefusal::Store(_) | AttestRefusal::Sign(_) => {
+            Status::unavailable("attestation: the issuer cannot record or sign at present")
+        }
+        other => Status::permission_denied(format!("attestation refused: {}", other.code())),
+    }
+}
+
+/// What a host is told when the store failed: try again, nothing was released.
+pub fn store(error: &StoreError) -> Status {
+    tracing::error!(%error, "store failed");
+    Status::unavailable("the issuer's store is not available; nothing was released")
+}
+
+/// What an operator is told: everything.
+pub fn admin(error: &StoreError) -> Status {
+    match error {
+        StoreError::Conflict(conflict) => Status::failed_precondition(conflict.to_string()),
+        other => Status::internal(other.to_string()),
+    }
+}

@@ -1,0 +1,48 @@
+//! Opening the CA's PKCS#11 token as the configuration names it.
+
+use anyhow::{Context, bail};
+use hallmark_hsm::{Token, TokenConfig};
+use zeroize::Zeroizing;
+
+use crate::config::{Pkcs11Config, SecretSource};
+
+/// Sessions kept open: more than the machine signs at once.
+const SESSIONS: usize = 8;
+
+/// Opens the token and logs in.
+///
+/// # Errors
+/// The PIN cannot be read, or the token refuses; a wrong PIN is not tried again.
+pub fn open(config: &Pkcs11Config) -> anyhow::Result<Token> {
+    let pin = read_secret(&config.pin).context("ca.pkcs11: PIN")?;
+    let token = Token::open(TokenConfig {
+        module: config.module.clone(),
+        label: config.token_label.clone(),
+        pin,
+        max_sessions: SESSIONS,
+    })
+    .with_context(|| {
+        format!("ca.pkcs11: token {:?} through {}", config.token_label, config.module.display())
+    })?;
+    Ok(token)
+}
+
+/// Reads a secret, without the newline that editors leave.
+///
+/// # Errors
+/// The file cannot be read, or is empty.
+pub fn read_secret(source: &SecretSource) -> anyhow::Result<Zeroizing<String>> {
+    let Some(path) = source.path() else {
+        bail!(
+            "the configuration names a systemd credential, but CREDENTIALS_DIRECTORY is not set: start it as a unit with LoadCredential=, or use a file"
+        );
+    };
+    let text = Zeroizing::new(
+        std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?,
+    );
+    let secret = Zeroizing::new(text.trim_end_matches(['\n', '\r']).to_owned());
+    if secret.is_empty() {
+        bail!("{} is empty", path.display());
+    }
+    Ok(secret)
+}
