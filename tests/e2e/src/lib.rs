@@ -1,1 +1,21 @@
-//! Laid out; its parts follow.
+//! Real daemons for end-to-end tests: an issuer over a SoftHSM token of its own, host daemons over
+//! software TPMs of their own, each in a directory that goes away with the test.
+//!
+//! The daemons are the workspace's own binaries, found beside the test's; build them first
+//! (`cargo build --workspace`), as `scripts/test` does.
+#![forbid(unsafe_code)]
+
+mod bed;
+mod child;
+mod host;
+mod issuer;
+
+pub use bed::{Bed, BedOptions};
+pub use child::{Daemon, binary, example, wait_until};
+pub use host::{Host, Proof};
+pub use issuer::{Admin, admin};
+
+/// A skipped test says so by name: `skip("what is missing")`.
+pub fn skip(what: &str) {
+    println!("skipped: {what}");
+}
