@@ -9,6 +9,8 @@ use cryptoki::session::Session;
 use crate::ec::{self, PublicKey};
 use crate::object::{self, Lasting, Objects};
 use crate::session::Sessions;
+use hallmark_core::x509::{CaKey, KeyError};
+
 use crate::{Curve, HsmError, KeyAttributes};
 
 /// What a health check signs begins with this: no certificate does (DER begins with 0x30).
@@ -159,4 +161,25 @@ pub(crate) fn sign_raw(
 ) -> Result<Vec<u8>, HsmError> {
     let raw = session.sign(&Mechanism::Ecdsa, key, digest).map_err(|e| sessions.call(e))?;
     ec::der_signature(curve, &raw)
+}
+
+impl CaKey for Pkcs11Key {
+    fn spki_der(&self) -> &[u8] {
+        Self::spki_der(self)
+    }
+
+    fn curve(&self) -> Curve {
+        Self::curve(self)
+    }
+
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
+        Self::sign(self, message).map_err(|e| {
+            let (backend, reason) = ("pkcs11", e.to_string());
+            if e.is_transient() {
+                KeyError::Unavailable { backend, reason }
+            } else {
+                KeyError::Failed { backend, reason }
+            }
+        })
+    }
 }

@@ -5,14 +5,7 @@ use aws_lc_rs::signature::{self, EcdsaVerificationAlgorithm, UnparsedPublicKey};
 
 use crate::HsmError;
 
-/// The curves a key may have, each with the hash it signs with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Curve {
-    /// NIST P-256 with SHA-256.
-    P256,
-    /// NIST P-384 with SHA-384.
-    P384,
-}
+pub use hallmark_core::x509::Curve;
 
 pub(crate) const ALL: [Curve; 2] = [Curve::P256, Curve::P384];
 
