@@ -1,7 +1,7 @@
 //! One trust domain for one test.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result, bail};
@@ -41,7 +41,6 @@ impl Default for BedOptions {
 }
 
 /// One trust domain: its issuer, its token, and the CA of its hosts' software TPMs.
-
 pub struct Bed {
     dir: tempfile::TempDir,
     options: BedOptions,
@@ -69,7 +68,7 @@ impl Bed {
     /// A program is missing or fails; its output is in the error.
     pub fn made(options: BedOptions) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("hallmark-e2e-").tempdir()?;
-        let tpm_ca = SwtpmCa::new(&dir.path().join("tpm-ca"))?;
+        let tpm_ca = SwtpmCa::new(dir.path().join("tpm-ca"))?;
         let token = SoftHsm::new()?;
         let port = free_port()?;
         let bed = Self { dir, options, token, tpm_ca, port, issuer: None, policies: String::new() };
@@ -280,9 +279,4 @@ impl Bed {
 /// A port of 127.0.0.1 that was free a moment ago.
 fn free_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
-}
-
-/// A path's text, as TOML and command lines want it.
-pub fn text(path: &Path) -> String {
-    path.display().to_string()
 }

@@ -12,7 +12,6 @@ use crate::bed::Bed;
 use crate::child::{Daemon, binary, wait_until};
 
 /// How a host proves itself.
-
 pub enum Proof {
     /// By this TPM.
     Tpm(Swtpm),
@@ -21,7 +20,6 @@ pub enum Proof {
 }
 
 /// One host.
-
 pub struct Host {
     dir: PathBuf,
     id: String,
