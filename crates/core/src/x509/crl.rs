@@ -248,28 +248,129 @@ impl Reason {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{NOW, domain, serial};
     use super::*;
     use crate::tier::{Hierarchy, Tier};
+    use crate::x509::testing::{NOW, domain, serial};
+
+    const DAY: i64 = 86_400;
+
+    fn params(revoked: &[Revoked]) -> CrlParams<'_> {
+        CrlParams { this_update: NOW, next_update: NOW + DAY, number: 7, revoked }
+    }
+
+    fn revoked(n: u8, reason: Reason) -> Revoked {
+        Revoked { serial: serial(n), at: NOW - 5, reason }
+    }
+
+    #[test]
+    fn lists_are_read_back() {
+        let domain = domain();
+        let ca = domain.ca(Hierarchy::Tier(Tier::Enterprise));
+        let empty = ca.crl(&params(&[])).unwrap();
+        assert!(Crl::verify(&empty, ca.certificate(), NOW).unwrap().is_empty());
+        let entries = [
+            revoked(1, Reason::KeyCompromise),
+            revoked(2, Reason::CessationOfOperation),
+            revoked(3, Reason::PrivilegeWithdrawn),
+            revoked(4, Reason::Superseded),
+        ];
+        let der = ca.crl(&params(&entries)).unwrap();
+        let crl = Crl::verify(&der, ca.certificate(), NOW + DAY).unwrap();
+        assert_eq!((crl.number(), crl.len()), (7, 4));
+        assert_eq!(crl.validity_period(), (NOW, NOW + DAY));
+        assert!((1..5).all(|n| crl.contains(&serial(n))) && !crl.contains(&serial(5)));
+    }
+
+    #[test]
+    fn what_is_no_list_of_this_ca() {
+        let domain = domain();
+        let ca = domain.ca(Hierarchy::Tier(Tier::Enterprise));
+        let other = domain.ca(Hierarchy::Tier(Tier::Foundation)).certificate();
+        let der = ca.crl(&params(&[revoked(1, Reason::KeyCompromise)])).unwrap();
+        let verify = |der: &[u8], issuer: &[u8], now| Crl::verify(der, issuer, now).unwrap_err();
+        assert_eq!(verify(&der, other, NOW), CrlError::OtherIssuer);
+        assert!(matches!(verify(&der, ca.certificate(), NOW + DAY + 1), CrlError::Time { .. }));
+        assert!(matches!(verify(&der, ca.certificate(), NOW - 1), CrlError::Time { .. }));
+        assert_eq!(verify(&der, &domain.agent_leaf(Tier::Enterprise).der, NOW), CrlError::IssuerUsage);
+        assert!(matches!(verify(&der, b"junk", NOW), CrlError::Issuer(_)));
+        let trailing = [&der[..], &[0]].concat();
+        assert!(matches!(verify(&trailing, ca.certificate(), NOW), CrlError::Der { .. }));
+        let large = vec![0; MAX_CRL + 1];
+        assert!(matches!(verify(&large, ca.certificate(), NOW), CrlError::TooLarge { .. }));
+    }
 
     /// Found by fuzzing: the parser overlooks the algorithm outside what is signed.
     #[test]
-    fn no_byte_of_a_list_can_change() {
+    fn no_bit_of_a_list_can_change() {
         let domain = domain();
         let ca = domain.ca(Hierarchy::Tier(Tier::Enterprise));
-        let revoked = [Revoked { serial: serial(9), at: NOW - 5, reason: Reason::KeyCompromise }];
-        let params = CrlParams { this_update: NOW, next_update: NOW + 60, number: 3, revoked: &revoked };
-        let der = ca.crl(&params).unwrap();
-        let list = Crl::verify(&der, ca.certificate(), NOW).unwrap();
-        assert!(list.contains(&serial(9)) && list.len() == 1 && list.number() == 3);
-        for at in 0..der.len() {
+        let der = ca.crl(&params(&[revoked(9, Reason::KeyCompromise)])).unwrap();
+        for bit in 0..der.len() * 8 {
             let mut changed = der.clone();
-            changed[at] ^= 4;
-            assert!(Crl::verify(&changed, ca.certificate(), NOW).is_err(), "byte {at}");
+            changed[bit / 8] ^= 1 << (bit % 8);
+            assert!(Crl::verify(&changed, ca.certificate(), NOW).is_err(), "bit {bit}");
         }
-        let late = Crl::verify(&der, ca.certificate(), NOW + 61);
-        assert!(matches!(late, Err(CrlError::Time { .. })), "{late:?}");
-        let other = Crl::verify(&der, domain.ca(Hierarchy::Tier(Tier::Advanced)).certificate(), NOW);
-        assert_eq!(other.unwrap_err(), CrlError::OtherIssuer);
+    }
+
+    #[test]
+    fn the_signature_must_be_the_cas() {
+        // Another CA of the same name: only the key differs.
+        let (one, other) = (domain(), domain());
+        let ca = one.ca(Hierarchy::Tier(Tier::Advanced));
+        let der = other.ca(Hierarchy::Tier(Tier::Advanced)).crl(&params(&[])).unwrap();
+        assert_eq!(Crl::verify(&der, ca.certificate(), NOW).unwrap_err(), CrlError::Signature);
+    }
+
+    #[test]
+    fn scope_and_number() {
+        let domain = domain();
+        let ca = domain.ca(Hierarchy::Tier(Tier::Advanced));
+        let list = |scope: Option<rcgen::CrlIssuingDistributionPoint>, number: SerialNumber| {
+            let list = CertificateRevocationListParams {
+                this_update: datetime(NOW).unwrap(),
+                next_update: datetime(NOW + DAY).unwrap(),
+                crl_number: number,
+                issuing_distribution_point: scope,
+                revoked_certs: vec![],
+                key_identifier_method: KeyIdMethod::PreSpecified(ca.public.key_id().to_vec()),
+            };
+            let crl = signing(&*ca.key, &ca.public, |signer| {
+                list.signed_by(&rcgen::Issuer::from_params(&ca.issuer, signer))
+            });
+            Crl::verify(crl.unwrap().der(), ca.certificate(), NOW).unwrap_err()
+        };
+        let partial = rcgen::CrlIssuingDistributionPoint {
+            distribution_point: rcgen::CrlDistributionPoint { uris: vec!["http://x.example/crl".to_owned()] },
+            scope: Some(rcgen::CrlScope::UserCertsOnly),
+        };
+        assert_eq!(
+            list(Some(partial), SerialNumber::from(1)),
+            CrlError::Critical { oid: "2.5.29.28".to_owned() }
+        );
+        assert_eq!(list(None, SerialNumber::from_slice(&[1; 12])), CrlError::Number);
+    }
+
+    #[test]
+    fn times_in_order() {
+        let domain = domain();
+        let ca = domain.ca(Hierarchy::Tier(Tier::Advanced));
+        let refused = ca.crl(&CrlParams { next_update: NOW, ..params(&[]) });
+        assert!(matches!(refused, Err(ProfileError::Encoding { .. })));
+        let refused = ca.crl(&CrlParams { this_update: i64::MAX, ..params(&[]) });
+        assert!(matches!(refused, Err(ProfileError::Time { .. })));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn never_panics(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
+            let domain = domain_once();
+            let _ = Crl::verify(&bytes, domain, NOW);
+        }
+    }
+
+    fn domain_once() -> &'static [u8] {
+        use std::sync::OnceLock;
+        static CA: OnceLock<Vec<u8>> = OnceLock::new();
+        CA.get_or_init(|| domain().ca(Hierarchy::Tier(Tier::Advanced)).certificate().to_vec())
     }
 }

@@ -67,6 +67,19 @@ pub(super) struct Certificate<'a> {
     pub(super) authority_key_id: Option<Vec<u8>>,
 }
 
+/// The bytes of a certificate or list that are signed, and the signature (RFC 5280 §4.1.1), without looking
+/// into either.
+pub(super) fn signed(der: &[u8]) -> Result<(Vec<u8>, Vec<u8>), CertificateError> {
+    let read = yasna::parse_der(der, |r| {
+        r.read_sequence(|r| {
+            let tbs = r.next().read_der()?;
+            r.next().read_der()?;
+            Ok((tbs, r.next().read_bitvec_bytes()?.0))
+        })
+    });
+    read.map_err(|e| CertificateError::Der { why: e.to_string() })
+}
+
 /// One subject alternative name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum San {
@@ -171,11 +184,6 @@ impl<'a> Certificate<'a> {
 
     pub(super) fn not_after(&self) -> i64 {
         self.x509.validity().not_after.timestamp()
-    }
-
-    /// The bytes that are signed, and the signature's.
-    pub(super) fn signed(&self) -> (&[u8], &[u8]) {
-        (self.x509.tbs_certificate.as_ref(), &self.x509.signature_value.data)
     }
 
     /// The content of the extension with this identifier.

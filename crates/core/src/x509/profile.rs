@@ -11,7 +11,7 @@ use super::agent_info::AgentInfoError;
 use super::key::{CaKey, Curve, KeyError, PublicKey, PublicKeyError};
 use super::names::CaName;
 use super::oid::{CERTIFICATE_POLICIES, OidArc};
-use super::parse::{Certificate, CertificateError};
+use super::parse::{Certificate, CertificateError, signed};
 use super::serial::Serial;
 use super::{BACKDATE, SerialError};
 use crate::id::TrustDomain;
@@ -379,7 +379,10 @@ pub(super) fn signing<T>(
 
 /// A CA checks its own signature before anyone else sees it: a faulty token must not show outside.
 pub(super) fn check_own_signature(der: &[u8], public: &PublicKey) -> Result<(), ProfileError> {
-    let cert = Certificate::parse(der)?;
-    let (message, signature) = cert.signed();
-    if public.verifies(message, signature) { Ok(()) } else { Err(ProfileError::OwnSignature) }
+    let (message, signature) = signed(der)?;
+    if public.verifies(&message, &signature) { Ok(()) } else { Err(ProfileError::OwnSignature) }
 }
+
+#[cfg(test)]
+#[path = "profile_tests.rs"]
+mod tests;

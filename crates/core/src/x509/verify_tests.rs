@@ -131,19 +131,22 @@ fn another_domain() {
 }
 
 #[test]
-fn each_flipped_byte_is_refused() {
+fn each_flipped_bit_is_refused() {
     let domain = domain();
     let roots = domain.tier_roots();
     let chain = domain.chain(Tier::Advanced);
-    for at in 0..chain[0].len() {
-        let mut bad = chain[0].to_vec();
-        bad[at] ^= 1;
-        assert!(verify(&[bad.into(), chain[1].clone()], &roots).is_err(), "leaf byte {at}");
+    let flipped = |der: &[u8], bit: usize| {
+        let mut bad = der.to_vec();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        CertificateDer::from(bad)
+    };
+    for bit in 0..chain[0].len() * 8 {
+        let bad = [flipped(&chain[0], bit), chain[1].clone()];
+        assert!(verify(&bad, &roots).is_err(), "leaf bit {bit}");
     }
-    for at in 0..chain[1].len() {
-        let mut bad = chain[1].to_vec();
-        bad[at] ^= 1;
-        assert!(verify(&[chain[0].clone(), bad.into()], &roots).is_err(), "CA byte {at}");
+    for bit in 0..chain[1].len() * 8 {
+        let bad = [chain[0].clone(), flipped(&chain[1], bit)];
+        assert!(verify(&bad, &roots).is_err(), "CA bit {bit}");
     }
 }
 
