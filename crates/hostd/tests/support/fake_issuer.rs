@@ -35,9 +35,10 @@ pub struct FakeIssuer {
 
 impl FakeIssuer {
     pub async fn start(socket: PathBuf) -> Self {
-        let book = Arc::new(Mutex::new(Book { lifetime: 900, ..Book::default() }));
         let listener = UnixListener::bind(&socket).unwrap();
-        let service = IssuanceServer::new(Service { book: book.clone(), ca: Arc::new(ca()) });
+        let issuance = IssuanceService::new();
+        let book = issuance.book.clone();
+        let service = IssuanceServer::new(issuance);
         let server = tokio::spawn(async move {
             tonic::transport::Server::builder()
                 .add_service(service)
@@ -72,12 +73,21 @@ fn ca() -> Issuer<'static, KeyPair> {
 }
 
 #[derive(Clone)]
-struct Service {
+pub struct IssuanceService {
     book: Arc<Mutex<Book>>,
     ca: Arc<Issuer<'static, KeyPair>>,
 }
 
-impl Service {
+impl IssuanceService {
+    pub fn new() -> Self {
+        let book = Book { lifetime: 900, ..Book::default() };
+        Self { book: Arc::new(Mutex::new(book)), ca: Arc::new(ca()) }
+    }
+
+    pub fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap()
+    }
+
     fn one(&self, item: wire::IssueItem) -> wire::IssueResult {
         let mut book = self.book.lock().unwrap();
         book.items.push(item.clone());
@@ -108,7 +118,7 @@ impl Service {
 }
 
 #[tonic::async_trait]
-impl Issuance for Service {
+impl Issuance for IssuanceService {
     async fn issue(
         &self,
         request: Request<wire::IssueRequest>,

@@ -3,6 +3,7 @@
 
 pub mod fake_issuer;
 pub mod hardware;
+pub mod tls_issuer;
 
 use std::path::PathBuf;
 use std::sync::Arc;
