@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hallmark_core::x509::{InfraRoots, RootsError};
+use hallmark_hsm::{HsmError, Token, TokenConfig};
 use hallmark_tpm::{Tpm, TpmConfig, TpmError};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -12,7 +13,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::agents::{Agents, ServeError, Socket, serve};
 use crate::config::{Config, Pkcs11Config, Proof, SocketConfig};
-use crate::keys::{KeyError, KeyStore, KeyStores, TpmKeys};
+use crate::keys::{KeyError, KeyStore, KeyStores, Pkcs11Keys, TpmKeys};
 use crate::link::attester::{AttestError, Attester};
 use crate::link::issuer::Issuer;
 use crate::link::{JoinToken, Link, TpmAttester};
@@ -23,6 +24,8 @@ use crate::state::State;
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long connections may take to end after that.
 const CLOSE: Duration = Duration::from_secs(3);
+/// PKCS#11 sessions that work at the same time.
+const SESSIONS: usize = 4;
 
 /// Why the daemon does not run.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +47,9 @@ pub enum DaemonError {
     /// The TPM cannot be made ready to attest.
     #[error("tpm: {0}")]
     Attester(#[from] AttestError),
+    /// The PKCS#11 token.
+    #[error("pkcs11: {0}")]
+    Hsm(#[from] HsmError),
     /// The token's PIN.
     #[error("pkcs11: PIN: {0}")]
     Pin(String),
@@ -115,8 +121,14 @@ async fn attester(proof: &Proof) -> Result<(Arc<dyn Attester>, Option<Arc<dyn Ke
     }
 }
 
-fn pkcs11(_config: &Pkcs11Config) -> Result<Arc<dyn KeyStore>, DaemonError> {
-    Err(DaemonError::Pin("not yet".into()))
+fn pkcs11(config: &Pkcs11Config) -> Result<Arc<dyn KeyStore>, DaemonError> {
+    let token = Token::open(TokenConfig {
+        module: config.module.clone(),
+        label: config.token_label.clone(),
+        pin: config.pin.read().map_err(DaemonError::Pin)?,
+        max_sessions: SESSIONS,
+    })?;
+    Ok(Arc::new(Pkcs11Keys::new(token)))
 }
 
 fn infrastructure_roots(config: &Config) -> Result<InfraRoots, DaemonError> {

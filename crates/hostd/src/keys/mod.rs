@@ -2,6 +2,7 @@
 //! with one in hand; only a software key can be given away, and only to the agent it was made for.
 
 pub mod csr;
+mod pkcs11;
 mod software;
 mod tpm;
 
@@ -14,6 +15,7 @@ use hallmark_core::tier::Custody;
 use hallmark_proto::issuer::issue_item;
 use tonic::codegen::Bytes;
 
+pub use pkcs11::Pkcs11Keys;
 pub(crate) use software::SoftwareKey;
 pub use software::SoftwareKeys;
 pub use tpm::TpmKeys;
