@@ -8,6 +8,7 @@
 use crate::device::{Device, session_object};
 use crate::error::{TpmError, command};
 use crate::pcr;
+use rand_core::{OsRng, RngCore as _};
 use tss_esapi::attributes::SessionAttributesBuilder;
 use tss_esapi::constants::SessionType;
 use tss_esapi::handles::{AuthHandle, KeyHandle};
@@ -15,6 +16,9 @@ use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::resource_handles::Hierarchy;
 use tss_esapi::interface_types::session_handles::{AuthSession, PolicySession};
 use tss_esapi::structures::{Digest, Nonce, SymmetricDefinition};
+
+/// At least 16 (Part 3, 11.1).
+const NONCE_BYTES: usize = 16;
 
 impl Device {
     /// Runs `f` with an HMAC session: salted to the storage root key once there is one, first and last parameters
@@ -109,8 +113,12 @@ impl Device {
         kind: SessionType,
         hash: HashingAlgorithm,
     ) -> Result<AuthSession, TpmError> {
+        // The library would draw it as well, but sets up all of OpenSSL for it each time.
+        let mut nonce = [0; NONCE_BYTES];
+        OsRng.fill_bytes(&mut nonce);
+        let nonce = Nonce::try_from(&nonce[..]).map_err(command(operation))?;
         self.context
-            .start_auth_session(salt, None, None, kind, SymmetricDefinition::AES_128_CFB, hash)
+            .start_auth_session(salt, None, Some(nonce), kind, SymmetricDefinition::AES_128_CFB, hash)
             .map_err(command(operation))?
             .ok_or(TpmError::Unexpected { operation, what: "no session" })
     }
