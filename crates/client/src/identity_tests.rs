@@ -1,13 +1,14 @@
-use hallmark_kit::domain::{TestDomain, Wanted};
+use hallmark_kit::agents::{Agents, Wanted};
+use hallmark_kit::pki::{TestDomain, unix_now as now};
 use rcgen::KeyPair;
 
 use super::*;
 
 /// A message that holds together.
 fn message() -> wire::Identity {
-    let domain = TestDomain::new("example.org").unwrap();
+    let domain = TestDomain::new("example.org", false, now() - 3_600).unwrap();
     let issued = domain.issue(Wanted::new("mailer", Tier::Enterprise)).unwrap();
-    domain.serve(&issued, None).unwrap()
+    domain.serve(&issued, None)
 }
 
 fn refused(change: impl FnOnce(&mut wire::Identity)) -> IdentityError {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hallmark_core::id::SpiffeId;
 use hallmark_core::tier::Tier;
@@ -50,6 +51,21 @@ impl PeerPolicy {
     pub fn accept_simulated(mut self, accept: bool) -> Self {
         self.accept_simulated = accept;
         self
+    }
+
+    /// Holds a chain, leaf first, against this policy and these roots, at a time since 1970: what the TLS
+    /// configurations do in a handshake.
+    ///
+    /// # Errors
+    /// Why the peer is refused.
+    pub fn appraise(
+        &self,
+        roots: &TierRoots,
+        chain: &[CertificateDer<'_>],
+        at: Duration,
+    ) -> Result<VerifiedPeer, PeerRefusal> {
+        // An X.509-SVID is good for either role (X.509-SVID section 4.4), so it does not matter which.
+        appraise(self, roots, chain, Usage::Client, UnixTime::since_unix_epoch(at))
     }
 
     fn admits(&self, id: &SpiffeId) -> bool {

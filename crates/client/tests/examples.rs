@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use hallmark_client::Tier;
-use hallmark_kit::domain::{TestDomain, Wanted};
+use hallmark_kit::agents::{Agents, Wanted};
 use hallmark_kit::fake_hostd::FakeHostd;
+use hallmark_kit::pki::{TestDomain, unix_now as now};
 
 /// A running example and the lines it writes; killed with the value.
 struct Server {
@@ -55,10 +56,10 @@ fn hostd(domain: &TestDomain, agent: &str, tier: Tier) -> FakeHostd {
     let hostd = FakeHostd::start().unwrap();
     let issued = domain.issue(Wanted::new(agent, tier)).unwrap();
     if tier == Tier::Advanced {
-        hostd.hold_key(b"key", &issued.key.serialize_der());
-        hostd.serve(domain.serve(&issued, Some(b"key")).unwrap());
+        hostd.hold_key(b"key", &issued.pkcs8);
+        hostd.serve(domain.serve(&issued, Some(b"key")));
     } else {
-        hostd.serve(domain.serve(&issued, None).unwrap());
+        hostd.serve(domain.serve(&issued, None));
     }
     hostd
 }
@@ -69,7 +70,7 @@ fn call(hostd: &FakeHostd, address: &str) -> Output {
 
 #[test]
 fn agents_echo() {
-    let domain = TestDomain::new("example.org").unwrap();
+    let domain = TestDomain::new("example.org", false, now() - 3_600).unwrap();
     let (caller, callee) =
         (hostd(&domain, "caller", Tier::Advanced), hostd(&domain, "callee", Tier::Foundation));
     let (mut server, address) = Server::start("echo_server", &callee, &["--min-tier", "enterprise"]);
@@ -83,7 +84,7 @@ fn agents_echo() {
 
 #[test]
 fn the_relying_party_says_whom_it_refuses_and_why() {
-    let domain = TestDomain::new("example.org").unwrap();
+    let domain = TestDomain::new("example.org", false, now() - 3_600).unwrap();
     let own = hostd(&domain, "gate", Tier::Foundation);
     let (mut gate, address) = Server::start("relying_party", &own, &["--min-tier", "enterprise"]);
     let low = hostd(&domain, "low", Tier::Foundation);

@@ -5,8 +5,9 @@
 use std::time::Duration;
 
 use hallmark_client::{ClientError, HallmarkClient, IdentitySource, Tier};
-use hallmark_kit::domain::{TestDomain, Wanted, now};
+use hallmark_kit::agents::{Agents, Wanted};
 use hallmark_kit::fake_hostd::{FakeHostd, Says};
+use hallmark_kit::pki::{TestDomain, unix_now as now};
 use hallmark_proto::agent::Identity;
 use tonic::Status;
 
@@ -14,10 +15,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// An identity that claims to end at `not_after`; the bundle's revision tells it from others.
 fn identity(revision: u64, not_after: i64) -> Identity {
-    let domain = TestDomain::new("example.org").unwrap();
+    let domain = TestDomain::new("example.org", false, now() - 3_600).unwrap();
     let issued = domain.issue(Wanted::new("mailer", Tier::Foundation)).unwrap();
-    let bundle = Some(domain.bundle(revision).unwrap());
-    Identity { bundle, not_after, ..domain.serve(&issued, None).unwrap() }
+    let bundle = Some(domain.bundle(revision));
+    Identity { bundle, not_after, ..domain.serve(&issued, None) }
 }
 
 async fn watching(hostd: &FakeHostd) -> IdentitySource {

@@ -8,8 +8,9 @@ use std::time::Duration;
 use hallmark_client::{
     ChainError, Custody, HallmarkClient, IdentitySource, PeerPolicy, PeerRefusal, Tier, any_server_name,
 };
-use hallmark_kit::domain::{Issued, TestDomain, Wanted, now};
+use hallmark_kit::agents::{Agents, Issued, Wanted};
 use hallmark_kit::fake_hostd::FakeHostd;
+use hallmark_kit::pki::{TestDomain, pkcs8, unix_now as now};
 use rustls::{ClientConfig, HandshakeKind, RootCertStore, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
@@ -27,7 +28,7 @@ struct Agent {
 async fn agent(domain: &TestDomain, wanted: Wanted) -> Agent {
     let hostd = FakeHostd::start().unwrap();
     let issued = domain.issue(wanted).unwrap();
-    hostd.serve(domain.serve(&issued, None).unwrap());
+    hostd.serve(domain.serve(&issued, None));
     ready(hostd, issued).await
 }
 
@@ -35,8 +36,8 @@ async fn agent(domain: &TestDomain, wanted: Wanted) -> Agent {
 async fn hardware_agent(domain: &TestDomain, wanted: Wanted) -> Agent {
     let hostd = FakeHostd::start().unwrap();
     let issued = domain.issue(wanted).unwrap();
-    hostd.hold_key(HANDLE, &issued.key.serialize_der());
-    hostd.serve(domain.serve(&issued, Some(HANDLE)).unwrap());
+    hostd.hold_key(HANDLE, &issued.pkcs8);
+    hostd.serve(domain.serve(&issued, Some(HANDLE)));
     ready(hostd, issued).await
 }
 
@@ -97,7 +98,7 @@ fn reason<T>(result: &io::Result<T>) -> &PeerRefusal {
 
 #[tokio::test]
 async fn both_sides_know_each_other() {
-    let domain = TestDomain::new("example.org").unwrap();
+    let domain = TestDomain::new("example.org", false, now() - 3_600).unwrap();
     let caller = hardware_agent(&domain, Wanted::new("caller", Tier::Advanced)).await;
     let callee = agent(&domain, Wanted::new("callee", Tier::Enterprise)).await;
     let id = callee.issued.spiffe_id.clone();
@@ -123,7 +124,7 @@ async fn both_sides_know_each_other() {
 // `tokio::test` runs on one thread: the signer must not wait for the runtime that waits for it.
 #[tokio::test]
 async fn hardware_on_both_sides_of_one_thread() {
-    let domain = TestDomain::new("example.org").unwrap();
+    let domain = TestDomain::new("example.org", false, now() - 3_600).unwrap();
     let caller = hardware_agent(&domain, Wanted::new("caller", Tier::Advanced)).await;
     let callee = hardware_agent(&domain, Wanted::new("callee", Tier::Advanced)).await;
     let (near, far) = meet(caller.client(any()), callee.server(any())).await;
@@ -132,14 +133,14 @@ async fn hardware_on_both_sides_of_one_thread() {
 
 #[tokio::test]
 async fn a_living_configuration_follows_renewal_and_resumes_nothing() {
-    let domain = TestDomain::new("example.org").unwrap();
+    let domain = TestDomain::new("example.org", false, now() - 3_600).unwrap();
     let mut caller = agent(&domain, Wanted::new("caller", Tier::Enterprise)).await;
     let callee = agent(&domain, Wanted::new("callee", Tier::Enterprise)).await;
     let (client, server) = (caller.client(any()), callee.server(any()));
     let before = meet(client.clone(), server.clone()).await.1.unwrap();
     let first = callee.source.peer(before.get_ref().1).unwrap().serial;
     let renewed = domain.issue(Wanted::new("caller", Tier::Enterprise)).unwrap();
-    caller.renew(domain.serve(&renewed, None).unwrap()).await;
+    caller.renew(domain.serve(&renewed, None)).await;
     let (near, after) = meet(client, server).await;
     let second = callee.source.peer(after.unwrap().get_ref().1).unwrap().serial;
     assert_eq!((first, second), (caller.issued.serial, renewed.serial));
@@ -148,11 +149,11 @@ async fn a_living_configuration_follows_renewal_and_resumes_nothing() {
 
 #[tokio::test]
 async fn a_living_configuration_follows_the_bundle() {
-    let domain = TestDomain::new("example.org").unwrap();
+    let domain = TestDomain::new("example.org", false, now() - 3_600).unwrap();
     let caller = agent(&domain, Wanted::new("caller", Tier::Enterprise)).await;
     let mut callee = agent(&domain, Wanted::new("callee", Tier::Enterprise)).await;
     let server = callee.server(any());
-    let whole = domain.serve(&callee.issued, None).unwrap();
+    let whole = domain.serve(&callee.issued, None);
     let mut without = whole.clone();
     without.bundle.as_mut().unwrap().tiers.retain(|t| t.tier != "enterprise");
     callee.renew(without).await;
@@ -164,7 +165,7 @@ async fn a_living_configuration_follows_the_bundle() {
 
 #[tokio::test]
 async fn too_low_a_tier_is_refused_by_either_side() {
-    let domain = TestDomain::new("example.org").unwrap();
+    let domain = TestDomain::new("example.org", false, now() - 3_600).unwrap();
     let low = agent(&domain, Wanted::new("low", Tier::Foundation)).await;
     let high = agent(&domain, Wanted::new("high", Tier::Enterprise)).await;
     let demand = || PeerPolicy::at_least(Tier::Enterprise);
@@ -183,18 +184,21 @@ async fn too_low_a_tier_is_refused_by_either_side() {
 
 #[tokio::test]
 async fn a_foreign_trust_domain_is_refused() {
-    let (ours, theirs) = (TestDomain::new("example.org").unwrap(), TestDomain::new("evil.example").unwrap());
+    let (ours, theirs) = (
+        TestDomain::new("example.org", false, now() - 3_600).unwrap(),
+        TestDomain::new("evil.example", false, now() - 3_600).unwrap(),
+    );
     // The same name does not help: the roots differ.
-    let namesake = TestDomain::new("example.org").unwrap();
+    let namesake = TestDomain::new("example.org", false, now() - 3_600).unwrap();
     let callee = agent(&ours, Wanted::new("callee", Tier::Foundation)).await;
     for foreign in [&theirs, &namesake] {
         let mut caller = agent(foreign, Wanted::new("caller", Tier::Enterprise)).await;
         let refused = meet(caller.client(any()), callee.server(any())).await;
         // The client, first to see a certificate, is the one that refuses.
         assert!(matches!(reason(&refused.0), PeerRefusal::Chain(ChainError::UntrustedRoot { .. })));
-        let mut bundle = foreign.bundle(1).unwrap();
-        bundle.tiers = ours.bundle(1).unwrap().tiers;
-        let identity = foreign.serve(&caller.issued, None).unwrap();
+        let mut bundle = foreign.bundle(1);
+        bundle.tiers = ours.bundle(1).tiers;
+        let identity = foreign.serve(&caller.issued, None);
         caller.renew(hallmark_proto::agent::Identity { bundle: Some(bundle), ..identity }).await;
         let refused = meet(caller.client(any()), callee.server(any())).await;
         let refused = (refused.0.is_err(), refused.1.is_err());
@@ -216,7 +220,7 @@ async fn a_simulated_key_counts_only_where_it_is_asked_for() {
 
 #[tokio::test]
 async fn somebody_else_is_refused() {
-    let domain = TestDomain::new("example.org").unwrap();
+    let domain = TestDomain::new("example.org", false, now() - 3_600).unwrap();
     let mut task = Wanted::new("caller", Tier::Enterprise);
     task.task = Some("t-1".into());
     let caller = agent(&domain, task).await;
@@ -229,14 +233,14 @@ async fn somebody_else_is_refused() {
 
 #[tokio::test]
 async fn an_expired_certificate_is_refused() {
-    let domain = TestDomain::new("example.org").unwrap();
+    let domain = TestDomain::new("example.org", false, now() - 3_600).unwrap();
     let mut old = Wanted::new("caller", Tier::Foundation);
     old.issued_at = now() - 3_000;
     let mut caller = agent(&domain, Wanted::new("caller", Tier::Foundation)).await;
     let callee = agent(&domain, Wanted::new("callee", Tier::Foundation)).await;
     let issued = domain.issue(old).unwrap();
     // A daemon that lies about the end gains nothing.
-    let identity = domain.serve(&issued, None).unwrap();
+    let identity = domain.serve(&issued, None);
     caller.renew(hallmark_proto::agent::Identity { not_after: now() + 600, ..identity }).await;
     let refused = meet(caller.client(any()), callee.server(any())).await.1;
     assert!(matches!(reason(&refused), PeerRefusal::Chain(ChainError::Expired { .. })));
@@ -244,10 +248,10 @@ async fn an_expired_certificate_is_refused() {
 
 #[tokio::test]
 async fn a_key_that_is_not_the_certificates_is_refused() {
-    let domain = TestDomain::new("example.org").unwrap();
+    let domain = TestDomain::new("example.org", false, now() - 3_600).unwrap();
     let caller = hardware_agent(&domain, Wanted::new("caller", Tier::Advanced)).await;
     let callee = agent(&domain, Wanted::new("callee", Tier::Foundation)).await;
-    caller.hostd.hold_key(HANDLE, &rcgen::KeyPair::generate().unwrap().serialize_der());
+    caller.hostd.hold_key(HANDLE, &pkcs8(hallmark_core::x509::Curve::P256));
     let (_, far) = meet(caller.client(any()), callee.server(any())).await;
     let error = far.err().unwrap().to_string();
     assert!(error.contains("BadSignature") || error.contains("signature"), "{error}");
@@ -255,7 +259,7 @@ async fn a_key_that_is_not_the_certificates_is_refused() {
 
 #[tokio::test]
 async fn a_daemon_that_is_away_fails_the_handshake_at_once() {
-    let domain = TestDomain::new("example.org").unwrap();
+    let domain = TestDomain::new("example.org", false, now() - 3_600).unwrap();
     let mut caller = hardware_agent(&domain, Wanted::new("caller", Tier::Advanced)).await;
     let callee = agent(&domain, Wanted::new("callee", Tier::Foundation)).await;
     caller.hostd.stop();
@@ -268,7 +272,7 @@ async fn a_daemon_that_is_away_fails_the_handshake_at_once() {
 
 #[tokio::test]
 async fn strangers_and_old_protocols_are_refused() {
-    let domain = TestDomain::new("example.org").unwrap();
+    let domain = TestDomain::new("example.org", false, now() - 3_600).unwrap();
     let callee = agent(&domain, Wanted::new("callee", Tier::Foundation)).await;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let stranger = |version| {

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-pub mod domain;
+pub mod agents;
 pub mod fake_hostd;
 pub mod faketpm;
 pub mod pki;

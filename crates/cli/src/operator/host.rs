@@ -1,0 +1,292 @@
+//! `hallmark host …`
+
+use std::path::Path;
+
+use clap::Subcommand;
+use hallmark_core::id::HostId;
+use hallmark_core::pcr::{self, PcrValues};
+use hallmark_proto::admin::{AllowHostRequest, Host, ListHostsRequest, ShowHostRequest};
+use serde::Serialize;
+
+use crate::admin::{connect, failed};
+use crate::failure::Failure;
+use crate::moment::{Moment, now, span};
+use crate::output::{Output, Page, Present, Tone, toned, word, yes_no};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum HostCommand {
+    /// All hosts: how each proved itself, its highest tier, whether it is connected
+    List,
+    /// One host in full: keys, counters, PCR values, and what keeps it from a higher tier
+    Show {
+        /// The host's id
+        host: HostId,
+    },
+    /// Allow a TPM by its endorsement key, where no manufacturer's certificate vouches for it
+    #[command(after_help = "\
+The digest is the SHA-256 of the endorsement key's SubjectPublicKeyInfo. On the host:
+  tpm2_createek -c ek.ctx -G rsa -u ek.pub -f pem
+  openssl pkey -pubin -in ek.pub -outform DER | sha256sum
+
+Example:
+  hallmark host allow web-01 --ek-sha256 3f0c…e9 --note 'rack 7, checked by hand'")]
+    Allow {
+        /// The id this TPM's host will have, for ever
+        host: HostId,
+        /// SHA-256 of the endorsement key's SubjectPublicKeyInfo, 64 hexadecimal digits
+        #[arg(long, value_name = "HEX", value_parser = sha256)]
+        ek_sha256: String,
+        /// Why it is allowed; it stands in the record
+        #[arg(long, default_value = "")]
+        note: String,
+    },
+    /// A host's present PCR values, in the form that the issuer's configuration takes
+    #[command(after_help = "\
+Example, on the issuer's machine:
+  hallmark host pcrs web-01 >> /etc/hallmark/issuer.toml
+  systemctl reload hallmark-issuer
+
+What a host reports now is only as good as the host is now: take the values from a machine whose state you know.")]
+    Pcrs {
+        /// The host's id
+        host: HostId,
+    },
+}
+
+pub(crate) async fn run(admin: &Path, command: HostCommand, output: &Output) -> Result<u8, Failure> {
+    let mut issuer = connect(admin).await?;
+    match command {
+        HostCommand::List => {
+            let answer = issuer.list_hosts(ListHostsRequest {}).await.map_err(failed)?.into_inner();
+            output.show(&HostsView { hosts: answer.hosts.into_iter().map(HostView::from).collect() })?;
+        }
+        HostCommand::Show { host } => {
+            let request = ShowHostRequest { host_id: host.to_string() };
+            output.show(&HostView::from(issuer.show_host(request).await.map_err(failed)?.into_inner()))?;
+        }
+        HostCommand::Allow { host, ek_sha256, note } => {
+            let request = AllowHostRequest {
+                host_id: host.to_string(),
+                ek_sha256: ek_sha256.clone(),
+                note: note.clone(),
+            };
+            issuer.allow_host(request).await.map_err(failed)?;
+            output.show(&Allowed { host_id: host.to_string(), ek_sha256, note })?;
+        }
+        HostCommand::Pcrs { host } => {
+            let request = ShowHostRequest { host_id: host.to_string() };
+            let host = issuer.show_host(request).await.map_err(failed)?.into_inner();
+            output.show(&PcrsView::try_from(host)?)?;
+        }
+    }
+    Ok(0)
+}
+
+fn sha256(text: &str) -> Result<String, String> {
+    let lower = text.to_ascii_lowercase();
+    let good = lower.len() == 64 && lower.bytes().all(|b| b.is_ascii_hexdigit());
+    good.then_some(lower).ok_or_else(|| "a SHA-256 digest is 64 hexadecimal digits".to_owned())
+}
+
+#[derive(Serialize)]
+struct HostsView {
+    hosts: Vec<HostView>,
+}
+
+#[derive(Serialize)]
+struct HostView {
+    host_id: String,
+    proof: String,
+    ek_digest: String,
+    ek_trust: String,
+    simulated: bool,
+    ak_name: String,
+    enrolled_at: Moment,
+    attested_at: Moment,
+    quote_at: Moment,
+    highest_tier: String,
+    unmet: Vec<UnmetView>,
+    pcr_policy: String,
+    pcrs: Vec<PcrView>,
+    event_log: String,
+    reset_count: u64,
+    restart_count: u64,
+    clock_ms: u64,
+    firmware_version: u64,
+    connected: bool,
+    pending: bool,
+    version: String,
+}
+
+#[derive(Serialize)]
+struct UnmetView {
+    code: String,
+    detail: String,
+}
+
+#[derive(Serialize)]
+struct PcrView {
+    index: u32,
+    sha256: String,
+}
+
+impl From<Host> for HostView {
+    fn from(h: Host) -> Self {
+        let unmet = h.unmet.into_iter().map(|u| UnmetView { code: u.code, detail: u.detail });
+        let pcrs = h.pcrs.into_iter().map(|p| PcrView { index: p.index, sha256: p.sha256 });
+        Self {
+            host_id: h.host_id,
+            proof: h.proof,
+            ek_digest: h.ek_digest,
+            ek_trust: h.ek_trust,
+            simulated: h.simulated,
+            ak_name: h.ak_name,
+            enrolled_at: Moment(h.enrolled_at),
+            attested_at: Moment(h.attested_at),
+            quote_at: Moment(h.quote_at),
+            highest_tier: h.highest_tier,
+            unmet: unmet.collect(),
+            pcr_policy: h.pcr_policy,
+            pcrs: pcrs.collect(),
+            event_log: h.event_log,
+            reset_count: h.reset_count,
+            restart_count: h.restart_count,
+            clock_ms: h.clock_ms,
+            firmware_version: h.firmware_version,
+            connected: h.connected,
+            pending: h.pending,
+            version: h.version,
+        }
+    }
+}
+
+impl Present for HostsView {
+    fn present(&self, page: &mut Page) {
+        let now = now();
+        let rows = self.hosts.iter().map(|h| {
+            let tier = if h.highest_tier.is_empty() { word("-") } else { word(&h.highest_tier) };
+            let state = match (h.pending, h.connected) {
+                (true, _) => word("pending"),
+                (_, true) => toned(Tone::Good, "connected"),
+                (_, false) => toned(Tone::Warning, "away"),
+            };
+            vec![
+                word(&h.host_id),
+                h.proof_word(),
+                tier,
+                state,
+                word(h.attested_at.relative(now)),
+                word(dash(&h.pcr_policy)),
+            ]
+        });
+        let header = ["host", "proof", "highest tier", "state", "attested", "pcr policy"];
+        let empty = "No host yet: start hallmark-hostd on one, after `hallmark join-token create` where it has no TPM.";
+        page.table(&header, rows.collect(), empty);
+    }
+}
+
+impl HostView {
+    fn proof_word(&self) -> crate::output::Word {
+        if self.simulated {
+            return toned(Tone::Warning, format!("{} (simulated)", self.proof));
+        }
+        word(dash(&self.proof))
+    }
+}
+
+fn dash(text: &str) -> &str {
+    if text.is_empty() { "-" } else { text }
+}
+
+impl Present for HostView {
+    fn present(&self, page: &mut Page) {
+        let now = now();
+        page.facts(&[
+            ("host", word(&self.host_id)),
+            ("state", word(if self.pending { "pending: allowed, not yet enrolled" } else { "enrolled" })),
+            ("connected", yes_no(self.connected)),
+            ("daemon", word(&self.version)),
+            ("proof", self.proof_word()),
+            ("EK digest", word(&self.ek_digest)),
+            ("EK trusted by", word(&self.ek_trust)),
+            ("AK name", word(&self.ak_name)),
+            ("enrolled", word(self.enrolled_at.text(now))),
+            ("attested", word(self.attested_at.text(now))),
+            ("last quote", word(self.quote_at.text(now))),
+            ("highest tier", word(dash(&self.highest_tier))),
+            ("PCR policy", word(dash(&self.pcr_policy))),
+            ("event log", word(dash(&self.event_log))),
+        ]);
+        if self.clock_ms > 0 {
+            page.facts(&[
+                ("TPM clock", word(span(self.clock_ms / 1000))),
+                ("resets", word(self.reset_count)),
+                ("restarts", word(self.restart_count)),
+                ("firmware", word(format!("{:#018x}", self.firmware_version))),
+            ]);
+        }
+        if !self.unmet.is_empty() {
+            page.gap();
+            let rows = self.unmet.iter().map(|u| vec![toned(Tone::Bad, &u.code), word(&u.detail)]);
+            page.table(&["unmet", "detail"], rows.collect(), "");
+        }
+        if !self.pcrs.is_empty() {
+            page.gap();
+            let rows = self.pcrs.iter().map(|p| vec![word(p.index), word(&p.sha256)]);
+            page.table(&["pcr", "sha256"], rows.collect(), "");
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Allowed {
+    host_id: String,
+    ek_sha256: String,
+    note: String,
+}
+
+impl Present for Allowed {
+    fn present(&self, page: &mut Page) {
+        page.line(format!("Allowed: the TPM with EK {} may enrol as {}.", self.ek_sha256, self.host_id));
+    }
+}
+
+/// PCR values as configuration.
+#[derive(Serialize)]
+struct PcrsView {
+    host_id: String,
+    pcrs: Vec<PcrView>,
+    toml: String,
+}
+
+impl TryFrom<Host> for PcrsView {
+    type Error = Failure;
+    fn try_from(host: Host) -> Result<Self, Failure> {
+        if host.pcrs.is_empty() {
+            return Err(Failure::refused(format!("no PCR values of {} are known", host.host_id))
+                .remedy("they come with its next attestation; a host with a join token has none"));
+        }
+        let toml = pcr_policy_toml(&host)?;
+        let pcrs = host.pcrs.into_iter().map(|p| PcrView { index: p.index, sha256: p.sha256 }).collect();
+        Ok(Self { host_id: host.host_id, pcrs, toml })
+    }
+}
+
+impl Present for PcrsView {
+    fn present(&self, page: &mut Page) {
+        page.line(self.toml.trim_end());
+    }
+}
+
+fn pcr_policy_toml(host: &Host) -> Result<String, Failure> {
+    let odd = |what: String| {
+        Failure::refused(format!("the issuer's PCR values of {} are malformed: {what}", host.host_id))
+    };
+    let decoded: Vec<(u32, Vec<u8>)> = host
+        .pcrs
+        .iter()
+        .map(|pcr| Ok((pcr.index, hex::decode(&pcr.sha256).map_err(|error| odd(error.to_string()))?)))
+        .collect::<Result<_, Failure>>()?;
+    let values = PcrValues::new(decoded.iter().map(|(index, value)| (*index, value.as_slice())));
+    Ok(pcr::to_toml(&host.host_id, &values.map_err(|error| odd(error.to_string()))?))
+}
