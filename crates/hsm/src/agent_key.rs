@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use cryptoki::object::ObjectHandle;
+use hallmark_core::x509::Curve;
 
 use crate::ca_key::sign_raw;
 use crate::ec::{self, PublicKey};
 use crate::object::{self, Lasting, Objects};
 use crate::session::Sessions;
-use crate::{Curve, HsmError, KeyAttributes};
+use crate::{HsmError, KeyAttributes};
 
 /// A P-256 private key on the token as a session object: it is in no token's store, ends with the process
 /// at the latest, and is destroyed when dropped.

@@ -5,13 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::ObjectHandle;
 use cryptoki::session::Session;
+use hallmark_core::x509::{CaKey, Curve, KeyError};
 
 use crate::ec::{self, PublicKey};
 use crate::object::{self, Lasting, Objects};
 use crate::session::Sessions;
-use hallmark_core::x509::{CaKey, KeyError};
-
-use crate::{Curve, HsmError, KeyAttributes};
+use crate::{HsmError, KeyAttributes};
 
 /// What a health check signs begins with this: no certificate does (DER begins with 0x30).
 const HEALTH_PREFIX: &[u8] = b"hallmark health check\0";
@@ -151,6 +150,24 @@ impl Pkcs11Key {
     }
 }
 
+impl CaKey for Pkcs11Key {
+    fn spki_der(&self) -> &[u8] {
+        Pkcs11Key::spki_der(self)
+    }
+
+    fn curve(&self) -> Curve {
+        Pkcs11Key::curve(self)
+    }
+
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
+        const BACKEND: &str = "pkcs11";
+        Pkcs11Key::sign(self, message).map_err(|e| match e.is_transient() {
+            true => KeyError::Unavailable { backend: BACKEND, reason: e.to_string() },
+            false => KeyError::Failed { backend: BACKEND, reason: e.to_string() },
+        })
+    }
+}
+
 /// Signs a digest whose length was checked.
 pub(crate) fn sign_raw(
     sessions: &Sessions,
@@ -161,25 +178,4 @@ pub(crate) fn sign_raw(
 ) -> Result<Vec<u8>, HsmError> {
     let raw = session.sign(&Mechanism::Ecdsa, key, digest).map_err(|e| sessions.call(e))?;
     ec::der_signature(curve, &raw)
-}
-
-impl CaKey for Pkcs11Key {
-    fn spki_der(&self) -> &[u8] {
-        Self::spki_der(self)
-    }
-
-    fn curve(&self) -> Curve {
-        Self::curve(self)
-    }
-
-    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
-        Self::sign(self, message).map_err(|e| {
-            let (backend, reason) = ("pkcs11", e.to_string());
-            if e.is_transient() {
-                KeyError::Unavailable { backend, reason }
-            } else {
-                KeyError::Failed { backend, reason }
-            }
-        })
-    }
 }

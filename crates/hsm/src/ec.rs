@@ -2,12 +2,9 @@
 
 use aws_lc_rs::digest::{self, Digest};
 use aws_lc_rs::signature::{self, EcdsaVerificationAlgorithm, UnparsedPublicKey};
+use hallmark_core::x509::Curve;
 
 use crate::HsmError;
-
-pub use hallmark_core::x509::Curve;
-
-pub(crate) const ALL: [Curve; 2] = [Curve::P256, Curve::P384];
 
 /// CKA_EC_PARAMS: the named curve's OID in DER (PKCS#11-M §2.3.3; RFC 5480 §2.1.1.1).
 pub(crate) fn params(curve: Curve) -> &'static [u8] {
@@ -21,7 +18,7 @@ pub(crate) fn params(curve: Curve) -> &'static [u8] {
 
 /// The curve that CKA_EC_PARAMS names, if it is one of ours.
 pub(crate) fn from_params(der: &[u8]) -> Option<Curve> {
-    ALL.into_iter().find(|c| params(*c) == der)
+    [Curve::P256, Curve::P384].into_iter().find(|c| params(*c) == der)
 }
 
 fn field_len(curve: Curve) -> usize {

@@ -4,9 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use cryptoki::error::{Error as CkError, RvError};
-
-use crate::Curve;
-
+use hallmark_core::x509::Curve;
 /// Why a token or a key on it could not be used. No variant holds a PIN.
 #[derive(Debug, thiserror::Error)]
 pub enum HsmError {
@@ -123,7 +121,7 @@ pub enum HsmError {
         id: String,
     },
     /// CKA_EC_POINT is not a point of the key's curve.
-    #[error("CKA_EC_POINT of {len} bytes is not an uncompressed point on {curve:?}")]
+    #[error("CKA_EC_POINT of {len} bytes is not an uncompressed point on {curve}")]
     PublicPoint {
         /// The key's curve.
         curve: Curve,
@@ -167,7 +165,7 @@ pub enum HsmError {
         token: String,
     },
     /// A digest that is not of the curve's hash.
-    #[error("a key on {curve:?} signs a digest of {expected} bytes, not {found}")]
+    #[error("a key on {curve} signs a digest of {expected} bytes, not {found}")]
     DigestLength {
         /// The key's curve.
         curve: Curve,
@@ -177,7 +175,7 @@ pub enum HsmError {
         found: usize,
     },
     /// The token returned something other than r‖s.
-    #[error("the token returned a signature of {found} bytes on {curve:?}, not {expected}")]
+    #[error("the token returned a signature of {found} bytes on {curve}, not {expected}")]
     SignatureForm {
         /// The key's curve.
         curve: Curve,

@@ -27,8 +27,8 @@ mod token;
 
 pub use agent_key::{AgentKey, Pkcs11Assertion};
 pub use ca_key::Pkcs11Key;
-pub use ec::Curve;
 pub use error::HsmError;
+pub use hallmark_core::x509::Curve;
 pub use object::{KeyAttributes, KeyEntry};
 pub use session::Counters;
 pub use token::{PinState, Token, TokenConfig, TokenInfo};

@@ -6,10 +6,11 @@ use cryptoki::error::RvError;
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
+use hallmark_core::x509::Curve;
 
+use crate::HsmError;
 use crate::ec::{self, PublicKey};
 use crate::session::Sessions;
-use crate::{Curve, HsmError};
 
 /// What the token says of a private key (PKCS#11 §4.9).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use cryptoki::slot::Limit;
+use hallmark_core::x509::Curve;
 use zeroize::Zeroizing;
 
 use crate::module::Module;
 use crate::object::Objects;
 use crate::session::Sessions;
-use crate::{AgentKey, Counters, Curve, HsmError, KeyEntry, Pkcs11Key};
+use crate::{AgentKey, Counters, HsmError, KeyEntry, Pkcs11Key};
 
 /// Which token, and how to log in to it.
 #[derive(Clone)]

@@ -68,6 +68,24 @@ fn pkcs11_tool_sees_keys_that_only_sign_and_stay() {
 }
 
 #[test]
+fn is_a_ca_key_to_the_core() {
+    in_child("is_a_ca_key_to_the_core", |hsm| {
+        use hallmark_core::x509::{CaKey, KeyError, PublicKey};
+        let token = open(hsm, 2);
+        for (label, curve) in [("p256", Curve::P256), ("p384", Curve::P384)] {
+            let key: Box<dyn CaKey> =
+                Box::new(token.generate_ca_key(label, label.as_bytes(), curve).unwrap());
+            let public = PublicKey::from_spki_der(key.spki_der()).unwrap();
+            assert_eq!((public.curve(), public.spki_der()), (key.curve(), key.spki_der()));
+            assert!(public.verifies(b"tbs", &key.sign(b"tbs").unwrap()));
+        }
+        let key: Box<dyn CaKey> = Box::new(token.ca_key("p256").unwrap());
+        hsm.vanish().unwrap();
+        assert!(matches!(key.sign(b"tbs"), Err(KeyError::Unavailable { backend: "pkcs11", .. })));
+    });
+}
+
+#[test]
 fn a_taken_label_is_refused_and_the_key_kept() {
     in_child("a_taken_label_is_refused_and_the_key_kept", |hsm| {
         let token = open(hsm, 2);
