@@ -135,7 +135,8 @@ pub struct Certification {
 /// The lane of the host's own requests.
 pub const HOST: u64 = 0;
 
-/// The TPM. Cheap to clone; the device is released when the last clone is dropped.
+/// The TPM. Cheap to clone; dropping the last clone waits for the request in progress, at most five seconds, and leaves
+/// nothing loaded in the TPM.
 #[derive(Clone)]
 pub struct Tpm {
     line: Arc<Line>,

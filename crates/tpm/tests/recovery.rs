@@ -6,13 +6,8 @@ mod common;
 
 use common::{Rig, sha256, verify};
 use hallmark_tpm::{HOST, KeySpec, Tpm, TpmConfig, TpmError};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use std::time::Duration;
-
-fn signal(rig: &Rig, signal: Signal) {
-    let pid = Pid::from_raw(i32::try_from(rig.swtpm.pid().unwrap()).unwrap()).unwrap();
-    kill_process(pid, signal).unwrap();
-}
 
 /// Every operation there is, with a key and a credential from before.
 async fn everything_works(rig: &Rig, tpm: &Tpm, key: &hallmark_tpm::TpmKey) {
@@ -132,10 +127,10 @@ async fn a_hanging_tpm_costs_no_more_than_the_deadline_and_a_full_queue_says_so(
     let tpm = Tpm::open(TpmConfig { queue: 6, lane: 2, ..rig.config() }).await.unwrap();
     let key = tpm.create_key(&KeySpec::default(), HOST).await.unwrap();
     let served = tpm.served();
-    signal(&rig, Signal::STOP);
+    rig.signal(Signal::STOP);
 
     // One request is with the TPM, two wait in the lane, and the fourth is refused; another lane has room.
-    let hurried = tpm.with_deadline(Duration::from_millis(300));
+    let hurried = tpm.with_deadline(Duration::from_millis(1500));
     let ask = |lane| {
         let (hurried, key) = (hurried.clone(), key.clone());
         tokio::spawn(async move { hurried.sign(&key, [0; 32], lane).await })
@@ -154,7 +149,7 @@ async fn a_hanging_tpm_costs_no_more_than_the_deadline_and_a_full_queue_says_so(
         let late = request.await.unwrap().unwrap_err();
         assert!(matches!(late, TpmError::DeadlinePassed { operation: "sign" }), "{late:?}");
     }
-    signal(&rig, Signal::CONT);
+    rig.signal(Signal::CONT);
     verify(&key, b"m", &tpm.sign(&key, sha256(b"m"), 9).await.unwrap());
     assert_eq!(served + 2, tpm.served(), "those that waited in vain were not taken to the TPM");
 }
@@ -165,7 +160,7 @@ async fn one_callers_lane_is_bounded_and_leaves_room_for_others() {
     let tpm = Tpm::open(TpmConfig { queue: 100, lane: 2, ..rig.config() }).await.unwrap();
     let key = tpm.create_key(&KeySpec::default(), HOST).await.unwrap();
     let served = tpm.served();
-    signal(&rig, Signal::STOP);
+    rig.signal(Signal::STOP);
     let ask = |lane| {
         let (tpm, key) = (tpm.clone(), key.clone());
         tokio::spawn(async move { tpm.sign(&key, [0; 32], lane).await })
@@ -183,7 +178,7 @@ async fn one_callers_lane_is_bounded_and_leaves_room_for_others() {
     while tpm.queued() < 3 {
         tokio::task::yield_now().await;
     }
-    signal(&rig, Signal::CONT);
+    rig.signal(Signal::CONT);
     for request in accepted {
         request.await.unwrap().unwrap();
     }

@@ -6,6 +6,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use hallmark_kit::swtpm::{Swtpm, SwtpmCa};
 use hallmark_tpm::{HostTpm, Tpm, TpmConfig, TpmKey};
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use tempfile::TempDir;
 
@@ -30,6 +31,12 @@ impl Rig {
 
     pub async fn open(&self) -> Tpm {
         Tpm::open(self.config()).await.unwrap()
+    }
+
+    /// Stops or continues the TPM's process, which makes a TPM that hangs.
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.swtpm.pid().unwrap()).unwrap();
+        kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
     }
 
     /// A credential made by tpm2-tools for an EK (TPMT_PUBLIC) and an AK name: id object and encrypted secret.
