@@ -21,7 +21,13 @@ pub struct TestDomain {
     pub now: i64,
     /// The arc of its object identifiers.
     pub arc: OidArc,
-    cas: Vec<(Vec<u8>, IssuingCa)>,
+    cas: Vec<Hierarchical>,
+}
+
+struct Hierarchical {
+    root: Vec<u8>,
+    ca: IssuingCa,
+    ca_pkcs8: Vec<u8>,
 }
 
 /// A leaf with its issuing CA, and its private key.
@@ -102,26 +108,46 @@ impl TestDomain {
             };
             let root_key = SoftwareCaKey::from_pkcs8(&pkcs8(Curve::P384))?;
             let root = root(&params(3650), &root_key)?;
-            let key = SoftwareCaKey::from_pkcs8(&pkcs8(Curve::P256))?;
+            let ca_pkcs8 = pkcs8(Curve::P256);
+            let key = SoftwareCaKey::from_pkcs8(&ca_pkcs8)?;
             let certificate = issuing(&params(365), key.spki_der(), &root, &root_key)?;
-            cas.push((root.to_vec(), IssuingCa::new(&certificate, Arc::new(key))?));
+            let ca = IssuingCa::new(&certificate, Arc::new(key))?;
+            cas.push(Hierarchical { root: root.to_vec(), ca, ca_pkcs8 });
         }
         Ok(Self { trust_domain, now, arc, cas })
     }
 
     /// The root of a hierarchy, DER.
     pub fn root(&self, hierarchy: Hierarchy) -> &[u8] {
-        &self.pair(hierarchy).0
+        &self.of(hierarchy).root
     }
 
     /// The issuing CA of a hierarchy.
     pub fn ca(&self, hierarchy: Hierarchy) -> &IssuingCa {
-        &self.pair(hierarchy).1
+        &self.of(hierarchy).ca
+    }
+
+    /// The issuing CA's private key, PKCS#8: to sign what the profile would not.
+    pub fn ca_pkcs8(&self, hierarchy: Hierarchy) -> &[u8] {
+        &self.of(hierarchy).ca_pkcs8
+    }
+
+    /// The same domain, whose revocable leaves name a CRL.
+    ///
+    /// # Errors
+    /// Not a URL.
+    pub fn with_crl_url(mut self, url: &str) -> anyhow::Result<Self> {
+        let renewed = self
+            .cas
+            .into_iter()
+            .map(|h| Ok::<_, ProfileError>(Hierarchical { ca: h.ca.with_crl_url(Some(url))?, ..h }));
+        self.cas = renewed.collect::<Result<_, _>>()?;
+        Ok(self)
     }
 
     #[allow(clippy::expect_used)] // `new` made all four
-    fn pair(&self, hierarchy: Hierarchy) -> &(Vec<u8>, IssuingCa) {
-        self.cas.iter().find(|(_, ca)| ca.hierarchy() == hierarchy).expect("one of the four")
+    fn of(&self, hierarchy: Hierarchy) -> &Hierarchical {
+        self.cas.iter().find(|h| h.ca.hierarchy() == hierarchy).expect("one of the four")
     }
 
     /// The roots by tier.
