@@ -7,8 +7,16 @@ use crate::record::{Kind, Record};
 use crate::store::{StoreError, Write};
 
 /// Why an instance ended; anything else a host says is kept as `other`.
-const REASONS: [&str; 6] =
-    ["process-exited", "image-replaced", "registration-changed", "revoked", "host-shutdown", "operator"];
+const REASONS: [&str; 8] = [
+    "process-exited",
+    "image-replaced",
+    "registration-changed",
+    "agent-closed",
+    "not-renewed",
+    "revoked",
+    "host-shutdown",
+    "operator",
+];
 
 /// Ends these instances of `host`. An instance of another host, or an unknown one, is passed over.
 ///
