@@ -44,7 +44,7 @@ impl Host {
     /// # Errors
     /// The issuer makes none.
     pub fn with_join_token(bed: &Bed, id: &str) -> Result<Self> {
-        let out = bed.hallmark_ok(&["join-token", "create", "--host", id, "--output", "json"])?;
+        let out = bed.hallmark_ok(&["join-token", "create", id, "--output", "json"])?;
         let json: serde_json::Value = serde_json::from_str(&out)?;
         let token = json["token"].as_str().context("no token in the answer")?.to_owned();
         Self::new(bed, id, Proof::JoinToken(token))
