@@ -37,6 +37,9 @@ struct Args {
     /// The registration wanted, where more than one matches this process
     #[arg(long, default_value = "")]
     agent: String,
+    /// How many seconds to wait for an identity
+    #[arg(long, default_value_t = 30)]
+    wait: u64,
     /// What to say
     #[arg(default_value = "hello")]
     message: String,
@@ -59,7 +62,7 @@ async fn main() -> ExitCode {
 async fn call(args: Args) -> Result<(), Box<dyn std::error::Error>> {
     let socket = args.socket.unwrap_or_else(default_socket);
     let mut identity = HallmarkClient::connect_to(socket).await?.watch_as(&args.agent)?;
-    let own = identity.wait_ready(Duration::from_secs(30)).await?;
+    let own = identity.wait_ready(Duration::from_secs(args.wait)).await?;
     println!("identity {} {} {}", own.spiffe_id, own.tier, own.custody);
 
     let mut policy = PeerPolicy::at_least(args.min_tier).accept_simulated(args.accept_simulated);
