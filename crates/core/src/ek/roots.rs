@@ -235,10 +235,12 @@ impl EkRoots {
         self.anchors.is_empty()
     }
 
-    /// The set as PEM: anchors, then intermediates. [`EkRoots::import_anchors_pem`] reads it back.
-    pub fn to_pem(&self) -> String {
+    /// The certificates of one role as PEM. To keep a set, keep both: [`EkRoots::import_anchors_pem`] reads the
+    /// anchors back, then [`EkRoots::import_pem`] the intermediates. (All of them as anchors would in time make
+    /// anchors of intermediates whose root has expired.)
+    pub fn to_pem(&self, wanted: RootRole) -> String {
         let mut out = String::new();
-        for (_, certificate) in self.all() {
+        for (_, certificate) in self.all().filter(|(role, _)| *role == wanted) {
             out.push_str(BEGIN);
             out.push('\n');
             let text = STANDARD.encode(&certificate.der);
