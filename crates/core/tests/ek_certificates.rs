@@ -428,10 +428,37 @@ fn patch(der: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
 
 #[test]
 fn broken_hashes_are_refused_before_anything_else() {
+    // sha256WithRSAEncryption is 1.2.840.113549.1.1.11; the same arc holds the broken ones.
+    let key = KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).unwrap();
+    let params = ca_params("Vendor Root", None);
+    let der = params.self_signed(&key).unwrap().der().to_vec();
+    let root = Ca { issuer: Issuer::new(params, key), der };
+    let leaf = root.sign(&ek().1, leaf_params());
+    appraise(std::slice::from_ref(&leaf), &root.roots()).unwrap();
+    let oid = |arc| [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, arc];
+    for (arc, name) in
+        [(2, "md2WithRSAEncryption"), (4, "md5WithRSAEncryption"), (5, "sha1WithRSAEncryption")]
+    {
+        let refused = appraise(&[patch(&leaf, &oid(11), &oid(arc))], &root.roots()).unwrap_err();
+        let EkError::Certificate { fault: CertificateFault::WeakSignature { algorithm }, .. } = refused
+        else {
+            panic!("{refused}")
+        };
+        assert_eq!(algorithm, name);
+        // And not even as a root, where no one else vouches for it.
+        let weak = patch(&root.der, &oid(11), &oid(arc));
+        let report = EkRoots::new().import_pem(&pem::encode(&pem::Pem::new("CERTIFICATE", weak)), NOW);
+        assert_eq!(
+            report.refused[0].why,
+            RootRefusal::Certificate(CertificateFault::WeakSignature { algorithm: name })
+        );
+    }
+}
+
+#[test]
+fn the_signature_algorithm_is_known_and_said_twice_alike() {
     let root = Ca::root("Vendor Root");
     let leaf = root.sign(&ek().1, leaf_params());
-    // ecdsa-with-SHA256 is 1.2.840.10045.4.3.2; nothing with as many octets is broken, so the last arc is one
-    // that no one assigned; SHA-1 and MD5 are tested on the root's import below.
     let unknown =
         patch(&leaf, &[0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2], &[0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 9]);
     let refused = appraise(&[unknown], &root.roots()).unwrap_err();
@@ -501,10 +528,9 @@ fn imports_say_what_they_refuse_and_why() {
     assert!(matches!(of_root[1].why, RootRefusal::Unfit(EkError::BadSignature { .. })));
     // An intermediate with a false signature by a known CA is not an orphan.
     let liar = Ca::root("Vendor Root").below("Liar");
-    let mut params = ca_params("Liar", None);
-    params.use_authority_key_identifier_extension = false;
     let report = roots.import_anchors_pem(&liar.pem(), NOW);
     assert!(report.accepted.is_empty(), "{report:?}");
+    assert!(matches!(report.refused[0].why, RootRefusal::Unfit(EkError::BadSignature { .. })));
 }
 
 #[test]
