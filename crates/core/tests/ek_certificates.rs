@@ -534,6 +534,33 @@ fn imports_say_what_they_refuse_and_why() {
 }
 
 #[test]
+fn an_intermediate_does_not_outlive_its_root_as_an_anchor() {
+    let mut params = ca_params("Short Root", None);
+    params.not_after = at(NOW + 1);
+    let root = Ca::root_by(params);
+    let middle = root.below("Long Issuing");
+    let last = middle.below("Long Last");
+    let mut roots = root.roots();
+    roots.import_pem(&[middle.pem(), last.pem()].join("\n"), NOW);
+    let kept = roots.to_pem();
+    let mut again = EkRoots::new();
+    assert_eq!(again.import_anchors_pem(&kept, NOW + 1).accepted.len(), 3);
+    // Once the root has ended, what is read back holds nothing.
+    let mut later = EkRoots::new();
+    let report = later.import_anchors_pem(&kept, NOW + 2);
+    assert!(report.accepted.is_empty() && later.is_empty());
+    let why: Vec<_> = report.refused.iter().map(|r| &r.why).collect();
+    assert!(matches!(
+        why[..],
+        [
+            RootRefusal::Unfit(EkError::Expired { .. }),
+            RootRefusal::IssuerRefused { .. },
+            RootRefusal::IssuerRefused { .. }
+        ]
+    ));
+}
+
+#[test]
 fn no_byte_of_a_certificate_can_change() {
     let root = Ca::root("Vendor Root");
     let leaf = root.sign(&ek().1, leaf_params());
