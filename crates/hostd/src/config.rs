@@ -405,7 +405,7 @@ impl Faults {
     }
 
     fn socket(&mut self, raw: RawSocket) -> SocketConfig {
-        let path = raw.path.unwrap_or_else(|| PathBuf::from("/run/hallmark/agent.sock"));
+        let path = raw.path.unwrap_or_else(|| PathBuf::from("/run/hallmark-hostd/agent.sock"));
         // sun_path holds 108 bytes with its terminating zero (unix(7)).
         if !path.is_absolute() || path.as_os_str().len() > 107 {
             self.note("agent_socket.path", "must be an absolute path of at most 107 bytes");

@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use hallmark_hostd::config::Config;
 use hallmark_hostd::{daemon, logging};
+use hallmark_hsm::{EXIT_PIN_REFUSED, HsmError};
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 
 /// Two workers: one may be held up by a signature of the host key while the other serves.
@@ -48,6 +49,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("hallmark-hostd: {error:#}");
+            if HsmError::is_pin_refusal(error.as_ref()) {
+                return ExitCode::from(EXIT_PIN_REFUSED);
+            }
             ExitCode::FAILURE
         }
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use cryptoki::error::{Error as CkError, RvError};
 use hallmark_core::x509::Curve;
+
 /// Why a token or a key on it could not be used. No variant holds a PIN.
 #[derive(Debug, thiserror::Error)]
 pub enum HsmError {
@@ -200,7 +201,22 @@ pub enum HsmError {
     },
 }
 
+/// Exit status of a daemon whose token refused the PIN: EX_CONFIG of sysexits.h. The units do not start one
+/// again that ended with it, so that the token does not lock.
+pub const EXIT_PIN_REFUSED: u8 = 78;
+
 impl HsmError {
+    /// Whether this error, or one that caused it, is a token's refusal of the PIN: nobody may try again by
+    /// himself.
+    pub fn is_pin_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
+        std::iter::successors(Some(error), |e| e.source()).any(|e| {
+            matches!(
+                e.downcast_ref(),
+                Some(Self::PinIncorrect { .. } | Self::PinLocked { .. } | Self::PinFinalTry { .. })
+            )
+        })
+    }
+
     /// Whether the token may come back by itself: trying again later can help without anyone's change.
     pub fn is_transient(&self) -> bool {
         match self {
@@ -252,5 +268,23 @@ impl HsmError {
             Self::Call { source: CkError::Pkcs11(rv, _), .. } => Some(*rv),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("outer")]
+    struct Outer(#[source] HsmError);
+
+    #[test]
+    fn a_pin_refusal_is_known_wherever_it_stands() {
+        let label = || "t".to_owned();
+        assert!(HsmError::is_pin_refusal(&HsmError::PinFinalTry { label: label() }));
+        assert!(HsmError::is_pin_refusal(&Outer(HsmError::PinIncorrect { label: label() })));
+        let away = HsmError::TokenAway { label: label(), because: String::new() };
+        assert!(!HsmError::is_pin_refusal(&Outer(away)));
     }
 }

@@ -27,7 +27,7 @@ mod token;
 
 pub use agent_key::{AgentKey, Pkcs11Assertion};
 pub use ca_key::Pkcs11Key;
-pub use error::HsmError;
+pub use error::{EXIT_PIN_REFUSED, HsmError};
 pub use hallmark_core::x509::Curve;
 pub use object::{KeyAttributes, KeyEntry};
 pub use session::Counters;

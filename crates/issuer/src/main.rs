@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use hallmark_hsm::{EXIT_PIN_REFUSED, HsmError};
 use hallmark_issuer::config::Config;
 use hallmark_issuer::{ek_roots, init, logging, run};
 
@@ -94,6 +95,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("hallmark-issuer: {error:#}");
+            if HsmError::is_pin_refusal(error.as_ref()) {
+                return ExitCode::from(EXIT_PIN_REFUSED);
+            }
             ExitCode::FAILURE
         }
     }

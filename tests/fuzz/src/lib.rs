@@ -11,7 +11,6 @@
 #![forbid(unsafe_code)]
 
 pub mod certificates;
-pub mod evidence;
 pub mod parts;
 pub mod words;
 
@@ -23,19 +22,10 @@ pub const ALL: &[(&str, Target)] = &[
     ("agent_info", certificates::agent_info),
     ("capability", words::capability),
     ("chain", certificates::chain),
-    ("crl", certificates::crl),
     ("csr", certificates::csr),
-    ("ek_certificate", evidence::ek_certificate),
-    ("ek_roots", evidence::ek_roots),
-    ("event_log", evidence::event_log),
-    ("host_evidence", evidence::host_evidence),
-    ("key_evidence", evidence::key_evidence),
-    ("refresh", evidence::refresh),
+    ("crl", certificates::crl),
     ("registration", words::registration),
     ("registration_json", words::registration_json),
     ("selector", words::selector),
     ("spiffe_id", words::spiffe_id),
-    ("tpm_attest", evidence::tpm_attest),
-    ("tpm_public", evidence::tpm_public),
-    ("tpm_signature", evidence::tpm_signature),
 ];

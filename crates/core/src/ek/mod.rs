@@ -52,7 +52,7 @@ pub struct EkCertificate {
     pub version: Option<String>,
     /// End of validity, seconds since 1970.
     pub not_after: i64,
-    /// What had to be overlooked in it and in the CAs above it.
+    /// What had to be overlooked in it.
     pub leniencies: Vec<Leniency>,
 }
 
@@ -217,16 +217,16 @@ pub fn appraise_certificate(
         .collect::<Result<Vec<_>, _>>()?;
     let (leaf, sent) = parsed.split_first().ok_or(EkError::Absent)?;
     check_leaf(leaf, ek)?;
-    let (path, from_simulated) = match lead_to(leaf, sent, vendor, now) {
-        Ok(path) => (path, false),
+    let (anchor, from_simulated) = match lead_to(leaf, sent, vendor, now) {
+        Ok(anchor) => (anchor, false),
         Err(unknown @ EkError::UnknownIssuer { .. }) => match lead_to(leaf, sent, simulated, now) {
-            Ok(path) => (path, true),
+            Ok(anchor) => (anchor, true),
             // Where neither set knows the issuer, the vendors' answer names it.
             Err(EkError::UnknownIssuer { .. }) => return Err(unknown),
             Err(other) => return Err(other),
         },
         Err(other) => match lead_to(leaf, sent, simulated, now) {
-            Ok(path) => (path, true),
+            Ok(anchor) => (anchor, true),
             Err(_) => return Err(other),
         },
     };
@@ -236,13 +236,13 @@ pub fn appraise_certificate(
         simulated: from_simulated || says_so,
         subject: leaf.subject.clone(),
         issuer: leaf.issuer.clone(),
-        root: path.anchor.subject.clone(),
+        root: anchor.subject.clone(),
         serial: leaf.serial.clone(),
         manufacturer,
         model,
         version,
         not_after: leaf.not_after,
-        leniencies: path.leniencies.into_iter().collect(),
+        leniencies: leaf.leniencies.iter().copied().collect(),
     })
 }
 
@@ -270,7 +270,7 @@ fn lead_to<'a>(
     sent: &'a [Certificate],
     roots: &'a EkRoots,
     now: i64,
-) -> Result<chain::Path<'a>, EkError> {
+) -> Result<&'a Certificate, EkError> {
     let candidates: Vec<&Certificate> = roots.intermediates.iter().chain(sent).collect();
     chain::build(leaf, &candidates, &roots.anchors, now)
 }

@@ -1,0 +1,69 @@
+//! The example configuration is sound, and agrees with the units that run on it.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+
+use std::path::PathBuf;
+
+use hallmark_issuer::config::{CaBackend, Config, SecretSource};
+use hallmark_kit::softhsm::SoftHsm;
+
+fn deploy(file: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../deploy").join(file)
+}
+
+#[test]
+fn example_agrees_with_the_units() {
+    let config = Config::load(&deploy("example/issuer.toml")).unwrap();
+    let CaBackend::Pkcs11(pkcs11) = &config.ca else { panic!("{:?}", config.ca) };
+    let SecretSource::Credential(pin) = &pkcs11.pin else { panic!("{:?}", pkcs11.pin) };
+    let state = config.data_dir.strip_prefix("/var/lib").unwrap().to_str().unwrap();
+    let run = config.admin.socket.parent().unwrap().to_str().unwrap();
+
+    for unit in ["hallmark-issuer.service", "hallmark-issuer-init.service"] {
+        let text = std::fs::read_to_string(deploy("systemd").join(unit)).unwrap();
+        let has = |line: String| assert!(text.lines().any(|l| l == line), "{unit} lacks {line}");
+        has(format!("StateDirectory={state}"));
+        has(format!("LoadCredential={pin}:hallmark-issuer.{pin}"));
+        if unit == "hallmark-issuer.service" {
+            has(format!("SocketBindAllow=tcp:{}", config.listen.port()));
+            has(format!("ReadWritePaths={run}"));
+        }
+    }
+    // Changing the socket's group takes a system call that the unit denies; its directory gives it instead.
+    assert_eq!(config.admin.group, None);
+    let tmpfiles = std::fs::read_to_string(deploy("tmpfiles.d/hallmark.conf")).unwrap();
+    let [group] = config.admin.groups.as_slice() else { panic!("{:?}", config.admin.groups) };
+    assert!(tmpfiles.contains(&format!("d {run} 2750 hallmark-issuer {group} -")));
+    let roots = config.attestation.ek_roots.unwrap();
+    assert!(tmpfiles.contains(&format!("d {} ", roots.display())));
+}
+
+/// The unit does not start a daemon again that ended so: three attempts would lock most tokens.
+#[test]
+fn a_refused_pin_has_an_exit_status_of_its_own() {
+    let unit = std::fs::read_to_string(deploy("systemd/hallmark-issuer.service")).unwrap();
+    let status = unit.lines().find_map(|l| l.strip_prefix("RestartPreventExitStatus=")).unwrap();
+
+    let hsm = SoftHsm::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (config, pin) = (dir.path().join("issuer.toml"), dir.path().join("pin"));
+    std::fs::write(&pin, "0000-wrong\n").unwrap();
+    let text = std::fs::read_to_string(deploy("example/issuer.toml"))
+        .unwrap()
+        .replace("/usr/lib/softhsm/libsofthsm2.so", hsm.module_path().to_str().unwrap())
+        .replace("\"hallmark-ca\"", &format!("{:?}", hsm.label()))
+        .replace("pin_credential = \"pkcs11-pin\"", &format!("pin_file = {pin:?}"))
+        .replace("/var/lib/hallmark-issuer", dir.path().to_str().unwrap());
+    std::fs::write(&config, text).unwrap();
+    let init = || {
+        let mut command = hsm.command(env!("CARGO_BIN_EXE_hallmark-issuer"));
+        command.arg("init").arg("--config").arg(&config).output().unwrap()
+    };
+    let refused = init();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code().unwrap().to_string(), status, "{said}");
+    assert!(said.contains("refused the PIN") && !said.contains("0000-wrong"), "{said}");
+
+    std::fs::copy(hsm.pin_file(), &pin).unwrap();
+    let made = init();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
