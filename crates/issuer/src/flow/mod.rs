@@ -2,7 +2,7 @@
 //!
 //! Types carry the proof that a step was taken. Only `hallmark_core::decide` makes a `Grant`; only
 //! [`crate::ca::Ca`] makes a `Signed` from one; only the store makes a `Recorded`; and only
-//! [`Release::new`] joins the two into something a server can send.
+//! [`Release`] joins the two into something a server can send.
 
 pub mod apply;
 pub mod attest;
