@@ -63,6 +63,12 @@ pub enum ClientError {
         /// The daemon's words.
         reason: String,
     },
+    /// The host daemon bounds what one process, or all of them, may ask for at once.
+    #[error("the host daemon is busy: {reason}; it is asked again")]
+    Busy {
+        /// The daemon's words.
+        reason: String,
+    },
     /// The host daemon answered with another error.
     #[error("the host daemon answered {code:?}: {reason}; look at `journalctl -u hallmark-hostd`")]
     Rpc {
@@ -152,10 +158,12 @@ impl ClientError {
             status.message().trim_end_matches('.').to_owned()
         };
         match status.code() {
-            Code::PermissionDenied | Code::Unauthenticated | Code::NotFound => Self::Refused { reason },
-            Code::Unavailable | Code::FailedPrecondition | Code::ResourceExhausted => {
-                Self::NotReady { reason }
+            // What waiting does not mend: nothing matches, or several registrations do and none is named.
+            Code::PermissionDenied | Code::Unauthenticated | Code::NotFound | Code::FailedPrecondition => {
+                Self::Refused { reason }
             }
+            Code::Unavailable => Self::NotReady { reason },
+            Code::ResourceExhausted => Self::Busy { reason },
             code => Self::Rpc { code, reason },
         }
     }
@@ -188,6 +196,8 @@ mod tests {
         assert!(refused.to_string().contains("nothing matches; run `hallmark whoami`"));
         assert!(refused.withdraws() && !refused.is_unreachable());
         assert!(!ClientError::from_status(path, &Status::unavailable("x")).withdraws());
+        let busy = ClientError::from_status(path, &Status::resource_exhausted("x"));
+        assert!(matches!(busy, ClientError::Busy { .. }) && !busy.withdraws());
     }
 
     #[test]

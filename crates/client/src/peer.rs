@@ -9,6 +9,7 @@ use std::time::Duration;
 use hallmark_core::id::SpiffeId;
 use hallmark_core::tier::Tier;
 use hallmark_core::x509::{ChainError, Demand, TierRoots, Usage, VerifiedPeer, verify_chain};
+use hallmark_proto::tls::PeerError;
 use rustls::CertificateError;
 use rustls_pki_types::{CertificateDer, UnixTime};
 
@@ -131,7 +132,12 @@ impl PeerRefusal {
             return Self::cause(io.get_ref()?);
         }
         match error.downcast_ref::<rustls::Error>()? {
-            rustls::Error::InvalidCertificate(CertificateError::Other(other)) => other.0.downcast_ref(),
+            rustls::Error::InvalidCertificate(CertificateError::Other(other)) => {
+                match other.0.downcast_ref::<PeerError>()? {
+                    PeerError::Policy(refusal) => refusal.downcast_ref(),
+                    _ => None,
+                }
+            }
             _ => None,
         }
     }

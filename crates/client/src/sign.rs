@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::sync::mpsc as reply;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::sign::{Signer, SigningKey};
 use rustls::{Error, SignatureAlgorithm, SignatureScheme};
@@ -18,12 +18,13 @@ use crate::error::ClientError;
 pub(crate) const QUEUE: usize = 64;
 /// How long a handshake waits for its signature. A hardware TPM takes 0.2 s in the middle and shares
 /// itself among all agents of the host.
-const DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 
 /// One digest on its way to the identity's thread.
 pub(crate) struct SignRequest {
     pub(crate) key_handle: Vec<u8>,
     pub(crate) digest: [u8; 32],
+    pub(crate) asked: Instant,
     pub(crate) answer: reply::SyncSender<Result<Vec<u8>, ClientError>>,
 }
 
@@ -42,12 +43,11 @@ impl SignLink {
         let sender = self.0.upgrade().ok_or_else(gone)?;
         let (answer, answered) = reply::sync_channel(1);
         let digest = sha256(message);
-        sender.try_send(SignRequest { key_handle: key_handle.to_vec(), digest, answer }).map_err(
-            |error| match error {
-                mpsc::error::TrySendError::Full(_) => ClientError::SignQueueFull { limit: QUEUE },
-                mpsc::error::TrySendError::Closed(_) => gone(),
-            },
-        )?;
+        let request = SignRequest { key_handle: key_handle.to_vec(), digest, asked: Instant::now(), answer };
+        sender.try_send(request).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => ClientError::SignQueueFull { limit: QUEUE },
+            mpsc::error::TrySendError::Closed(_) => gone(),
+        })?;
         match answered.recv_timeout(DEADLINE) {
             Ok(result) => result,
             Err(reply::RecvTimeoutError::Timeout) => Err(ClientError::SignTimedOut { waited: DEADLINE }),

@@ -7,22 +7,26 @@
 
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, mpsc as reply};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
-use hallmark_proto::agent::WatchIdentityRequest;
 use hallmark_proto::agent::agent_identity_client::AgentIdentityClient;
-use tokio::sync::{mpsc, watch};
+use hallmark_proto::agent::{self as wire, WatchIdentityRequest};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tonic::Streaming;
 use tonic::transport::Channel;
 
 use crate::connect::{channel, sign};
 use crate::error::ClientError;
 use crate::identity::Identity;
-use crate::sign::{QUEUE, SignLink, SignRequest};
+use crate::sign::{DEADLINE, QUEUE, SignLink, SignRequest};
 
 /// First and longest wait between two attempts to reach the host daemon.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+/// Signatures asked of the daemon at once.
+const SIGNING_AT_ONCE: usize = 2;
 
 /// The identity of this process, now and as it is renewed. Clones share one connection.
 #[derive(Clone)]
@@ -36,6 +40,7 @@ pub struct IdentitySource {
 struct State {
     identity: Option<Arc<Identity>>,
     error: Option<ClientError>,
+    refused: bool,
 }
 
 impl IdentitySource {
@@ -51,8 +56,15 @@ impl IdentitySource {
         self.state.borrow().error.clone()
     }
 
+    /// Whether the daemon was asked anew and refused. When a registration changes, the daemon withdraws the
+    /// identity, and a new one follows at once: then this stays false.
+    pub fn is_refused(&self) -> bool {
+        self.state.borrow().refused
+    }
+
     /// Waits for the next change that neither this nor [`wait_ready`](Self::wait_ready) of this handle has
-    /// told of: a renewal, a new bundle, or the loss of the identity (`None`).
+    /// told of: a renewal, a new bundle, the loss of the identity (`None`), or trouble in reaching the
+    /// daemon ([`last_error`](Self::last_error)).
     ///
     /// # Errors
     /// The background thread has ended.
@@ -118,25 +130,29 @@ struct Keeper {
 /// All sources are gone: the thread ends.
 struct Abandoned;
 
+/// How a connection ended.
+struct Ended {
+    error: ClientError,
+    /// Whether the daemon had served an identity on it.
+    served: bool,
+}
+
 impl Keeper {
     async fn run(mut self) {
         let mut wait = BACKOFF.0;
         loop {
-            let began = Instant::now();
-            let error = match self.connected().await {
-                Ok(error) => error,
-                Err(Abandoned) => return,
-            };
-            tracing::debug!(%error, "no stream of identities");
+            let Ok(Ended { error, served }) = self.connected().await else { return };
+            tracing::debug!(%error, served, "no stream of identities");
             let withdrawn = error.withdraws();
             self.publish.send_modify(|state| {
                 if withdrawn {
                     state.identity = None;
                 }
+                state.refused = withdrawn && !served;
                 state.error = Some(error);
             });
-            // A connection that held for a while was a good one: begin again with short waits.
-            wait = if began.elapsed() > BACKOFF.1 { BACKOFF.0 } else { (wait * 2).min(BACKOFF.1) };
+            // What was served may have ended for a reason that asking anew mends: begin with short waits.
+            wait = if served { BACKOFF.0 } else { (wait * 2).min(BACKOFF.1) };
             if self.pause(jittered(wait)).await.is_err() {
                 return;
             }
@@ -144,10 +160,11 @@ impl Keeper {
     }
 
     /// One connection from its start to its end; tells why it ended.
-    async fn connected(&mut self) -> Result<ClientError, Abandoned> {
+    async fn connected(&mut self) -> Result<Ended, Abandoned> {
+        let unserved = |error| Ok(Ended { error, served: false });
         let channel = match channel(&self.socket).await {
             Ok(channel) => channel,
-            Err(error) => return Ok(error),
+            Err(error) => return unserved(error),
         };
         let request = WatchIdentityRequest { agent: self.agent.clone() };
         let mut rpc = AgentIdentityClient::new(channel.clone());
@@ -156,31 +173,45 @@ impl Keeper {
             // A request for a signature before the first identity can only be for an old key.
             () = refuse_until_closed(&mut self.incoming) => return Err(Abandoned),
         };
-        let mut stream = match opened {
+        let stream = match opened {
             Ok(stream) => stream.into_inner(),
-            Err(status) => return Ok(ClientError::from_status(&self.socket, &status)),
+            Err(status) => return unserved(ClientError::from_status(&self.socket, &status)),
         };
-        loop {
+        self.follow(stream, channel).await
+    }
+
+    async fn follow(
+        &mut self,
+        mut stream: Streaming<wire::Identity>,
+        channel: Channel,
+    ) -> Result<Ended, Abandoned> {
+        let signing = Signing::new(self.socket.clone(), channel);
+        let mut served = false;
+        let error = loop {
             tokio::select! {
                 message = stream.message() => match message {
                     Ok(Some(identity)) => match Identity::accept(identity, Some(&self.link)) {
-                        Ok(identity) => self.put(identity),
-                        Err(error) => return Ok(error.into()),
+                        Ok(identity) => {
+                            served = true;
+                            self.put(identity);
+                        }
+                        Err(error) => break error.into(),
                     },
-                    Ok(None) => return Ok(ClientError::StreamEnded),
-                    Err(status) => return Ok(ClientError::from_status(&self.socket, &status)),
+                    Ok(None) => break ClientError::StreamEnded,
+                    Err(status) => break ClientError::from_status(&self.socket, &status),
                 },
                 request = self.incoming.recv() => match request {
-                    Some(request) => serve(&self.socket, &channel, request),
+                    Some(request) => signing.begin(request),
                     None => return Err(Abandoned),
                 },
             }
-        }
+        };
+        Ok(Ended { error, served })
     }
 
     fn put(&self, identity: Identity) {
         tracing::debug!(spiffe_id = %identity.spiffe_id, tier = %identity.tier, not_after = identity.not_after, "identity");
-        self.publish.send_replace(State { identity: Some(Arc::new(identity)), error: None });
+        self.publish.send_replace(State { identity: Some(Arc::new(identity)), ..State::default() });
     }
 
     /// Sleeps, and answers meanwhile that nobody can sign.
@@ -199,12 +230,42 @@ async fn refuse_until_closed(incoming: &mut mpsc::Receiver<SignRequest>) {
     }
 }
 
-fn serve(socket: &Path, channel: &Channel, request: SignRequest) {
-    let (socket, channel) = (socket.to_owned(), channel.clone());
-    tokio::spawn(async move {
-        let signature = sign(&socket, channel, &request.key_handle, &request.digest).await;
-        answer(&request.answer, signature);
-    });
+/// Signatures over one connection. The daemon bounds how many one key makes at once, so a burst of
+/// handshakes waits here.
+#[derive(Clone)]
+struct Signing {
+    socket: PathBuf,
+    channel: Channel,
+    at_once: Arc<Semaphore>,
+}
+
+impl Signing {
+    fn new(socket: PathBuf, channel: Channel) -> Self {
+        Self { socket, channel, at_once: Arc::new(Semaphore::new(SIGNING_AT_ONCE)) }
+    }
+
+    fn begin(&self, request: SignRequest) {
+        let this = self.clone();
+        tokio::spawn(async move {
+            let _turn = this.at_once.acquire().await;
+            let signature = this.sign(&request).await;
+            answer(&request.answer, signature);
+        });
+    }
+
+    async fn sign(&self, request: &SignRequest) -> Result<Vec<u8>, ClientError> {
+        let mut wait = BACKOFF.0;
+        loop {
+            let signed = sign(&self.socket, self.channel.clone(), &request.key_handle, &request.digest).await;
+            match signed {
+                Err(ClientError::Busy { .. }) if request.asked.elapsed() < DEADLINE => {
+                    tokio::time::sleep(jittered(wait)).await;
+                    wait *= 2;
+                }
+                signed => return signed,
+            }
+        }
+    }
 }
 
 fn answer(to: &reply::SyncSender<Result<Vec<u8>, ClientError>>, result: Result<Vec<u8>, ClientError>) {

@@ -7,27 +7,19 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use hallmark_core::id::SpiffeId;
 use hallmark_core::tier::Tier;
-use hallmark_core::x509::{TierRoots, Usage, VerifiedPeer};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ResolvesClientCert, Resumption};
-use rustls::crypto::{CryptoProvider, verify_tls13_signature};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use hallmark_core::x509::{Usage, VerifiedPeer};
+use hallmark_proto::tls::{Accept, ClientAuth, Policy, client_config, server_config};
+use rustls::client::ResolvesClientCert;
+use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{
-    CertificateError, ClientConfig, CommonState, DigitallySignedStruct, DistinguishedName, Error, OtherError,
-    ServerConfig, SignatureScheme,
-};
+use rustls::{ClientConfig, CommonState, Error, ServerConfig, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use crate::identity::instant;
 use crate::peer::{PeerPolicy, PeerRefusal, appraise};
 use crate::source::IdentitySource;
-
-/// The signature schemes of the certificate profile's keys, and no other.
-const SCHEMES: [SignatureScheme; 2] =
-    [SignatureScheme::ECDSA_NISTP256_SHA256, SignatureScheme::ECDSA_NISTP384_SHA384];
 
 /// A server name for [`rustls::ClientConnection::new`], which wants one. Peers are known by SPIFFE ID: the
 /// name is neither sent nor compared.
@@ -37,7 +29,8 @@ pub fn any_server_name() -> ServerName<'static> {
 }
 
 impl IdentitySource {
-    /// A client configuration that shows this identity and accepts servers by `policy`.
+    /// A client configuration that shows this identity and accepts servers by `policy`. It names no
+    /// application protocol; set `alpn_protocols` where one is spoken.
     ///
     /// Before the first identity has arrived, and after it was withdrawn, handshakes fail; wait with
     /// [`wait_ready`](Self::wait_ready) first.
@@ -45,30 +38,21 @@ impl IdentitySource {
     /// # Errors
     /// The crypto provider cannot do TLS 1.3.
     pub fn tls_client(&self, policy: PeerPolicy) -> Result<ClientConfig, Error> {
-        let (verifier, shown) = self.parts(policy);
-        let mut config = ClientConfig::builder_with_provider(verifier.provider.clone())
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .dangerous()
-            .with_custom_certificate_verifier(verifier)
-            .with_client_cert_resolver(shown);
-        config.resumption = Resumption::disabled();
+        let mut config = client_config(self.demanding(policy), Some(self.shown()))?;
+        config.alpn_protocols.clear();
         config.enable_sni = false;
         Ok(config)
     }
 
     /// A server configuration that shows this identity, demands a certificate of every client, and
-    /// accepts clients by `policy`.
+    /// accepts clients by `policy`. It names no application protocol, as in
+    /// [`tls_client`](Self::tls_client).
     ///
     /// # Errors
     /// The crypto provider cannot do TLS 1.3.
     pub fn tls_server(&self, policy: PeerPolicy) -> Result<ServerConfig, Error> {
-        let (verifier, shown) = self.parts(policy);
-        let mut config = ServerConfig::builder_with_provider(verifier.provider.clone())
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(verifier)
-            .with_cert_resolver(shown);
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
+        let mut config = server_config(self.shown(), ClientAuth::Required(self.demanding(policy)))?;
+        config.alpn_protocols.clear();
         Ok(config)
     }
 
@@ -93,9 +77,12 @@ impl IdentitySource {
         instant(own.min(peer.not_after))
     }
 
-    fn parts(&self, policy: PeerPolicy) -> (Arc<PeerVerifier>, Arc<Shown>) {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        (Arc::new(PeerVerifier { source: self.clone(), policy, provider }), Arc::new(Shown(self.clone())))
+    fn demanding(&self, policy: PeerPolicy) -> Accept {
+        Accept::By(Arc::new(Demanded { source: self.clone(), policy }))
+    }
+
+    fn shown(&self) -> Arc<Shown> {
+        Arc::new(Shown(self.clone()))
     }
 }
 
@@ -129,122 +116,34 @@ impl ResolvesServerCert for Shown {
     }
 }
 
-/// Verifies the peer by the present roots.
+/// What is demanded of peers, by the roots of the moment.
 #[derive(Debug)]
-struct PeerVerifier {
+struct Demanded {
     source: IdentitySource,
     policy: PeerPolicy,
-    provider: Arc<CryptoProvider>,
 }
 
-impl PeerVerifier {
-    fn verify(
+impl Policy for Demanded {
+    fn appraise(
         &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
+        chain: &[CertificateDer<'_>],
         usage: Usage,
         now: UnixTime,
-    ) -> Result<(), Error> {
-        let appraised = self.source.current().ok_or(PeerRefusal::NoBundle).and_then(|identity| {
-            let roots: &TierRoots = &identity.bundle.roots;
-            let chain: Vec<_> = std::iter::once(leaf.clone()).chain(intermediates.iter().cloned()).collect();
-            appraise(&self.policy, roots, &chain, usage, now)
-        });
-        let refusal = match appraised {
+    ) -> Result<SpiffeId, Box<dyn std::error::Error + Send + Sync>> {
+        let appraised = self
+            .source
+            .current()
+            .ok_or(PeerRefusal::NoBundle)
+            .and_then(|identity| appraise(&self.policy, &identity.bundle.roots, chain, usage, now));
+        match appraised {
             Ok(peer) => {
                 tracing::debug!(spiffe_id = %peer.spiffe_id, tier = %peer.tier, "peer accepted");
-                return Ok(());
+                Ok(peer.spiffe_id)
             }
-            Err(refusal) => refusal,
-        };
-        tracing::debug!(%refusal, "peer refused");
-        Err(Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(refusal)))))
-    }
-
-    fn verify_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
-    }
-}
-
-/// TLS 1.2 is not offered; an implementation that comes here anyway has lost its way.
-fn no_tls12() -> Result<HandshakeSignatureValid, Error> {
-    Err(Error::General("TLS 1.2 is not spoken here".to_owned()))
-}
-
-impl ServerCertVerifier for PeerVerifier {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        self.verify(leaf, intermediates, Usage::Server, now).map(|()| ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        no_tls12()
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.verify_signature(message, certificate, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        SCHEMES.to_vec()
-    }
-}
-
-impl ClientCertVerifier for PeerVerifier {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        // None are named: the roots change while the configuration lives.
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        self.verify(leaf, intermediates, Usage::Client, now).map(|()| ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        no_tls12()
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.verify_signature(message, certificate, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        SCHEMES.to_vec()
+            Err(refusal) => {
+                tracing::debug!(%refusal, "peer refused");
+                Err(refusal.into())
+            }
+        }
     }
 }

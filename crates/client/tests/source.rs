@@ -35,6 +35,16 @@ async fn until(source: &mut IdentitySource, met: impl Fn(&IdentitySource) -> boo
     tokio::time::timeout(PATIENCE, wait).await.expect("it happens");
 }
 
+/// Waits until `met` holds of something that tells nobody.
+async fn eventually(met: impl Fn() -> bool) {
+    let wait = async {
+        while !met() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.expect("it happens");
+}
+
 #[tokio::test]
 async fn an_identity_arrives_and_renews() {
     let hostd = FakeHostd::start().unwrap();
@@ -72,9 +82,22 @@ async fn what_the_daemon_withdraws_is_gone() {
     until(&mut source, |s| s.current().is_none()).await;
     let refused = source.last_error().unwrap();
     assert!(matches!(refused, ClientError::Refused { .. }), "{refused}");
+    until(&mut source, IdentitySource::is_refused).await;
     // A registration applied later brings it back by itself.
     hostd.serve(identity(2, now() + 600));
     assert_eq!(source.wait_ready(PATIENCE).await.unwrap().bundle.revision, 2);
+}
+
+#[tokio::test]
+async fn a_changed_registration_is_no_refusal() {
+    let hostd = FakeHostd::start().unwrap();
+    hostd.serve(identity(1, now() + 600));
+    let mut source = watching(&hostd).await;
+    source.wait_ready(PATIENCE).await.unwrap();
+    hostd.end_streams(Status::permission_denied("the registration has changed: ask anew"));
+    eventually(|| hostd.opened_streams() == 2).await;
+    source.wait_ready(PATIENCE).await.unwrap();
+    assert!(!source.is_refused());
 }
 
 #[tokio::test]
@@ -108,12 +131,7 @@ async fn dropping_the_source_closes_the_stream() {
     source.wait_ready(PATIENCE).await.unwrap();
     assert_eq!(hostd.open_streams(), 1);
     drop(source);
-    let closed = async {
-        while hostd.open_streams() > 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, closed).await.expect("the background thread ends with the source");
+    eventually(|| hostd.open_streams() == 0).await;
 }
 
 #[tokio::test]

@@ -131,6 +131,20 @@ async fn hardware_on_both_sides_of_one_thread() {
     assert!(near.is_ok() && far.is_ok());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_busy_daemon_is_asked_again() {
+    let domain = TestDomain::new("example.org", false, now() - 3_600).unwrap();
+    let caller = hardware_agent(&domain, Wanted::new("caller", Tier::Advanced)).await;
+    let callee = agent(&domain, Wanted::new("callee", Tier::Enterprise)).await;
+    caller.hostd.be_busy(3);
+    let handshakes: Vec<_> =
+        (0..4).map(|_| tokio::spawn(meet(caller.client(any()), callee.server(any())))).collect();
+    for handshake in handshakes {
+        assert!(handshake.await.unwrap().0.is_ok());
+    }
+    assert_eq!(caller.hostd.signatures(), 4);
+}
+
 #[tokio::test]
 async fn a_living_configuration_follows_renewal_and_resumes_nothing() {
     let domain = TestDomain::new("example.org", false, now() - 3_600).unwrap();

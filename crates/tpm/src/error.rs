@@ -116,8 +116,8 @@ pub enum TpmError {
         index: u8,
     },
 
-    /// The PCRs changed between every quote and the reading after it.
-    #[error("the PCRs did not hold still over {attempts} quotes")]
+    /// PCRs changed each time between a quote and the reading after it, or between a policy and its use.
+    #[error("the PCRs did not hold still over {attempts} attempts; try again")]
     PcrsUnstable {
         /// How often it was tried.
         attempts: u32,
@@ -157,9 +157,8 @@ pub(crate) fn command(operation: &'static str) -> impl Fn(tss_esapi::Error) -> T
         }
         match kind(source) {
             Some(Tss2ResponseCodeKind::Lockout) => TpmError::Lockout { operation },
-            Some(Tss2ResponseCodeKind::PolicyFail | Tss2ResponseCodeKind::PcrChanged) => {
-                TpmError::PolicyFailed { operation }
-            }
+            Some(Tss2ResponseCodeKind::PolicyFail) => TpmError::PolicyFailed { operation },
+            Some(Tss2ResponseCodeKind::PcrChanged) => TpmError::PcrsUnstable { attempts: 1 },
             Some(Tss2ResponseCodeKind::BadAuth | Tss2ResponseCodeKind::AuthFail) => {
                 TpmError::AuthorisationFailed { operation }
             }

@@ -61,6 +61,9 @@ impl fmt::Debug for TpmKey {
     }
 }
 
+/// How often a signature by a key bound to PCRs is tried when others change meanwhile.
+const SIGN_ATTEMPTS: u32 = 8;
+
 impl Device {
     /// Makes a key under the storage root key. It is not loaded.
     ///
@@ -98,9 +101,7 @@ impl Device {
             if key.policy_pcrs().is_empty() {
                 device.sign_loaded(OPERATION, object, AuthSession::Password, digest)
             } else {
-                device.with_pcr_policy(SessionType::Policy, key.policy_pcrs(), |device, policy| {
-                    device.sign_loaded(OPERATION, object, policy.into(), digest)
-                })
+                device.sign_bound(OPERATION, key, object, digest)
             }
         })?;
         wire::ecdsa_der(OPERATION, &signature)
@@ -128,6 +129,27 @@ impl Device {
             Err(source) => return Err(command(OPERATION)(source)),
         };
         self.with_object(object, f)
+    }
+
+    /// A change of any PCR, also of one the key is not bound to, spoils a policy session that is under way (Part 3,
+    /// 23.7); where the kernel measures files that is often. Then it is tried again, and only a PCR that the key is bound
+    /// to makes the TPM refuse for good.
+    fn sign_bound(
+        &mut self,
+        operation: &'static str,
+        key: &TpmKey,
+        object: KeyHandle,
+        digest: [u8; 32],
+    ) -> Result<Signature, TpmError> {
+        for _ in 0..SIGN_ATTEMPTS {
+            let signed = self.with_pcr_policy(SessionType::Policy, key.policy_pcrs(), |device, policy| {
+                device.sign_loaded(operation, object, policy.into(), digest)
+            });
+            if !matches!(signed, Err(TpmError::PcrsUnstable { .. })) {
+                return signed;
+            }
+        }
+        Err(TpmError::PcrsUnstable { attempts: SIGN_ATTEMPTS })
     }
 
     fn sign_loaded(

@@ -6,13 +6,14 @@ mod common;
 #[path = "common/bus.rs"]
 mod wire;
 
-use common::{Rig, sha256};
+use common::{Rig, sha256, verify};
 use hallmark_tpm::{EkAlgorithm, HOST, KeySpec, Tpm, TpmConfig, TpmError};
 use wire::{Bus, Message};
 
 const CC_ACTIVATE_CREDENTIAL: u32 = 0x147;
 const CC_CREATE: u32 = 0x153;
 const CC_QUOTE: u32 = 0x158;
+const CC_POLICY_PCR: u32 = 0x17f;
 
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     haystack.windows(needle.len()).any(|window| window == needle)
@@ -87,9 +88,9 @@ async fn a_key_is_created_under_a_session_that_protects_the_command() {
     assert!(!contains(&replay, &0x4000_0009u32.to_be_bytes()));
 }
 
-/// TPM2_PCR_Extend of PCR 16 with an empty authorisation.
-fn extend_16() -> Vec<u8> {
-    let mut command = vec![0x80, 0x02, 0, 0, 0, 0, 0, 0, 0x01, 0x82, 0, 0, 0, 16];
+/// TPM2_PCR_Extend with an empty authorisation.
+fn extend(pcr: u8) -> Vec<u8> {
+    let mut command = vec![0x80, 0x02, 0, 0, 0, 0, 0, 0, 0x01, 0x82, 0, 0, 0, pcr];
     command.extend([0, 0, 0, 9, 0x40, 0, 0, 9, 0, 0, 0, 0, 0]);
     command.extend([0, 0, 0, 1, 0, 0x0b]);
     command.extend([0x42; 32]);
@@ -98,14 +99,14 @@ fn extend_16() -> Vec<u8> {
     command
 }
 
-/// Extends PCR 16 after each of the first so many quotes.
+/// Extends a PCR after each of the first so many commands of a kind.
 #[allow(clippy::type_complexity)]
-fn disturbing(times: usize) -> impl FnMut(&Message, &dyn Fn(&[u8])) + Send + 'static {
+fn disturbing(code: u32, pcr: u8, times: usize) -> impl FnMut(&Message, &dyn Fn(&[u8])) + Send + 'static {
     let mut left = times;
     move |message, send| {
-        if message.code() == CC_QUOTE && left > 0 {
+        if message.code() == code && left > 0 {
             left -= 1;
-            send(&extend_16());
+            send(&extend(pcr));
         }
     }
 }
@@ -113,7 +114,7 @@ fn disturbing(times: usize) -> impl FnMut(&Message, &dyn Fn(&[u8])) + Send + 'st
 #[tokio::test]
 async fn a_quote_is_repeated_until_the_values_are_the_quoted_ones() {
     let rig = Rig::new();
-    let bus = Bus::listen(rig.swtpm.port(), disturbing(3));
+    let bus = Bus::listen(rig.swtpm.port(), disturbing(CC_QUOTE, 16, 3));
     let tpm = Tpm::open(TpmConfig { tcti: bus.tcti(), ..rig.config() }).await.unwrap();
     let quote = tpm.quote([1; 32], &[7, 16]).await.unwrap();
     let values: Vec<u8> = quote.pcrs.iter().flat_map(|p| p.1).collect();
@@ -125,8 +126,26 @@ async fn a_quote_is_repeated_until_the_values_are_the_quoted_ones() {
 #[tokio::test]
 async fn pcrs_that_never_hold_still_are_given_up() {
     let rig = Rig::new();
-    let bus = Bus::listen(rig.swtpm.port(), disturbing(usize::MAX));
+    let bus = Bus::listen(rig.swtpm.port(), disturbing(CC_QUOTE, 16, usize::MAX));
     let tpm = Tpm::open(TpmConfig { tcti: bus.tcti(), ..rig.config() }).await.unwrap();
     assert!(matches!(tpm.quote([1; 32], &[16]).await, Err(TpmError::PcrsUnstable { attempts: 8 })));
     tpm.quote([1; 32], &[0, 7]).await.unwrap();
+}
+
+/// PCR 10 is where the kernel measures files; it changes at any time, and has nothing to do with a key bound to PCR 7.
+#[tokio::test]
+async fn a_bound_key_signs_although_other_pcrs_change_meanwhile() {
+    let rig = Rig::new();
+    // The first is the trial session in which the policy is computed.
+    let bus = Bus::listen(rig.swtpm.port(), disturbing(CC_POLICY_PCR, 10, 3));
+    let tpm = Tpm::open(TpmConfig { tcti: bus.tcti(), ..rig.config() }).await.unwrap();
+    let key = tpm.create_key(&KeySpec { policy_pcrs: vec![7] }, HOST).await.unwrap();
+    verify(&key, b"m", &tpm.sign(&key, sha256(b"m"), 1).await.unwrap());
+    assert_eq!(4, bus.log.lock().unwrap().iter().filter(|m| m.code() == CC_POLICY_PCR).count());
+
+    let bus = Bus::listen(rig.swtpm.port(), disturbing(CC_POLICY_PCR, 10, usize::MAX));
+    drop(tpm);
+    let tpm = Tpm::open(TpmConfig { tcti: bus.tcti(), ..rig.config() }).await.unwrap();
+    assert!(matches!(tpm.sign(&key, [0; 32], 1).await, Err(TpmError::PcrsUnstable { attempts: 8 })));
+    assert_eq!(0, tpm.health().await.unwrap().loaded_sessions);
 }

@@ -142,7 +142,20 @@ async fn a_key_of_another_tpm_is_of_no_use_here() {
     let foreign = other.create_key(&KeySpec::default(), HOST).await.unwrap();
     assert!(matches!(tpm.sign(&foreign, [0; 32], 1).await, Err(TpmError::ForeignKey { .. })));
     assert!(matches!(tpm.certify(&foreign, [0; 32], HOST).await, Err(TpmError::ForeignKey { .. })));
-    rig.swtpm.tool("tpm2_clear", [] as [&str; 0]).unwrap();
+}
+
+#[tokio::test]
+async fn clearing_the_tpm_ends_its_keys_and_not_its_identity() {
+    let rig = Rig::new();
+    let tpm = rig.open().await;
+    let key = tpm.create_key(&KeySpec::default(), HOST).await.unwrap();
+    let before = tpm.identity().await.unwrap();
+    rig.swtpm.tool("tpm2_clear", ["-c", "p"]).unwrap();
+    assert!(matches!(tpm.sign(&key, [0; 32], 1).await, Err(TpmError::ForeignKey { .. })));
+    let after = tpm.identity().await.unwrap();
+    assert_eq!((before.ek_public, before.ek_certificates), (after.ek_public, after.ek_certificates));
+    let renewed = tpm.create_key(&KeySpec::default(), HOST).await.unwrap();
+    verify(&renewed, b"m", &tpm.sign(&renewed, sha256(b"m"), 1).await.unwrap());
 }
 
 #[tokio::test]

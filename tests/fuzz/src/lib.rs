@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod certificates;
+pub mod evidence;
 pub mod parts;
 pub mod words;
 
@@ -22,10 +23,19 @@ pub const ALL: &[(&str, Target)] = &[
     ("agent_info", certificates::agent_info),
     ("capability", words::capability),
     ("chain", certificates::chain),
-    ("csr", certificates::csr),
     ("crl", certificates::crl),
+    ("csr", certificates::csr),
+    ("ek_certificate", evidence::ek_certificate),
+    ("ek_roots", evidence::ek_roots),
+    ("event_log", evidence::event_log),
+    ("host_evidence", evidence::host_evidence),
+    ("key_evidence", evidence::key_evidence),
+    ("refresh", evidence::refresh),
     ("registration", words::registration),
     ("registration_json", words::registration_json),
     ("selector", words::selector),
     ("spiffe_id", words::spiffe_id),
+    ("tpm_attest", evidence::tpm_attest),
+    ("tpm_public", evidence::tpm_public),
+    ("tpm_signature", evidence::tpm_signature),
 ];

@@ -15,8 +15,8 @@ use hallmark_proto::agent::{
 };
 use tempfile::TempDir;
 use tokio::net::UnixListener;
-use tokio::sync::{oneshot, watch};
-use tokio_stream::wrappers::{UnixListenerStream, WatchStream};
+use tokio::sync::{broadcast, oneshot, watch};
+use tokio_stream::wrappers::{BroadcastStream, UnixListenerStream, WatchStream};
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
@@ -36,6 +36,7 @@ pub struct FakeHostd {
     _dir: TempDir,
     socket: PathBuf,
     says: watch::Sender<Says>,
+    ends: broadcast::Sender<Status>,
     book: Arc<Mutex<Book>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -46,6 +47,8 @@ struct Book {
     /// PKCS#8 of the "hardware" keys, by handle.
     keys: HashMap<Vec<u8>, Vec<u8>>,
     signatures: u64,
+    opened: u64,
+    busy: u64,
     who_am_i: WhoAmIResponse,
 }
 
@@ -58,7 +61,8 @@ impl FakeHostd {
         let dir = tempfile::Builder::new().prefix("hallmark-hostd-").tempdir()?;
         let socket = dir.path().join("agent.sock");
         let (says, heard) = watch::channel(Says::Nothing);
-        let mut fake = Self { _dir: dir, socket, says, book: Arc::default(), stop: None, thread: None };
+        let ends = broadcast::channel(8).0;
+        let mut fake = Self { _dir: dir, socket, says, ends, book: Arc::default(), stop: None, thread: None };
         fake.listen(heard)?;
         Ok(fake)
     }
@@ -71,6 +75,11 @@ impl FakeHostd {
     /// Says this from now on.
     pub fn say(&self, says: Says) {
         self.says.send_replace(says);
+    }
+
+    /// Ends the open streams with this status; whoever asks anew hears what was said last.
+    pub fn end_streams(&self, status: Status) {
+        let _ = self.ends.send(status);
     }
 
     /// Serves this identity from now on.
@@ -91,6 +100,16 @@ impl FakeHostd {
     /// How many signatures it has made.
     pub fn signatures(&self) -> u64 {
         self.book().signatures
+    }
+
+    /// How many streams of identities were opened so far.
+    pub fn opened_streams(&self) -> u64 {
+        self.book().opened
+    }
+
+    /// Answers this many requests for signatures with `RESOURCE_EXHAUSTED`.
+    pub fn be_busy(&self, times: u64) {
+        self.book().busy = times;
     }
 
     /// How many streams of identities are open.
@@ -129,7 +148,7 @@ impl FakeHostd {
         };
         std::fs::set_permissions(&self.socket, std::fs::Permissions::from_mode(0o660))?;
         let (stop, stopped) = oneshot::channel::<()>();
-        let service = Service { heard, book: self.book.clone() };
+        let service = Service { heard, ends: self.ends.clone(), book: self.book.clone() };
         let thread = std::thread::Builder::new().name("fake-hostd".into()).spawn(move || {
             runtime.block_on(async {
                 let server = tonic::transport::Server::builder()
@@ -157,6 +176,7 @@ impl Drop for FakeHostd {
 
 struct Service {
     heard: watch::Receiver<Says>,
+    ends: broadcast::Sender<Status>,
     book: Arc<Mutex<Book>>,
 }
 
@@ -177,17 +197,23 @@ impl AgentIdentity for Service {
         if let Says::Status(status) = &*self.heard.borrow() {
             return Err(status.clone());
         }
+        self.book().opened += 1;
         let stream = WatchStream::new(self.heard.clone()).filter_map(|says| match says {
             Says::Nothing => None,
             Says::Identity(identity) => Some(Ok(*identity)),
             Says::Status(status) => Some(Err(status)),
         });
-        Ok(Response::new(Box::pin(stream)))
+        let ends = BroadcastStream::new(self.ends.subscribe()).filter_map(|end| end.ok().map(Err));
+        Ok(Response::new(Box::pin(stream.merge(ends))))
     }
 
     async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignResponse>, Status> {
         let SignRequest { key_handle, digest } = request.into_inner();
         let mut book = self.book();
+        if book.busy > 0 {
+            book.busy -= 1;
+            return Err(Status::resource_exhausted("too many signatures asked for"));
+        }
         let pkcs8 =
             book.keys.get(key_handle.as_ref()).ok_or_else(|| Status::permission_denied("no such key"))?;
         let signature = sign_digest(pkcs8, &digest).map_err(|error| Status::internal(error.to_string()))?;

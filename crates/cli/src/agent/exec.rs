@@ -253,9 +253,10 @@ async fn changed(source: &mut Option<IdentitySource>) -> Change {
             Ok(Some(identity)) if source.last_error().is_none() => return Change::Renewed(identity),
             // The daemon is away; the identity is still good.
             Ok(Some(_)) => {}
-            Ok(None) if matches!(source.last_error(), Some(ClientError::Refused { .. })) => {
+            Ok(None) if source.is_refused() => {
                 return Change::Withdrawn(source.last_error().map(|e| e.to_string()).unwrap_or_default());
             }
+            // Withdrawn, and asked for anew: a changed registration, or the end.
             Ok(None) => {}
             Err(error) => return Change::Withdrawn(error.to_string()),
         }

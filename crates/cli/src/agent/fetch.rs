@@ -94,7 +94,7 @@ async fn keep_fresh(
                     lost = false;
                     write(&identity, dir, args, output)?;
                 }
-                None if !lost => {
+                None if !lost && source.is_refused() => {
                     lost = true;
                     let why = source.last_error().map(|e| e.to_string()).unwrap_or_default();
                     output.warn(&format!("the identity was withdrawn; the files stay as they are: {why}"));

@@ -27,8 +27,11 @@ pub enum Leniency {
     /// A name has a SET that is out of DER order (X.690, clause 11.6). Names are compared as the bytes they
     /// are, so this cannot make two names equal.
     NameSetOrder,
-    /// A FALSE that DER leaves out is written out (X.690, clause 11.5).
+    /// basicConstraints write out the FALSE that DER leaves out (X.690, clause 11.5).
     ExplicitFalse,
+    /// A certificate names its issuer with the same characters in another string type (UTF8String and
+    /// PrintableString). RFC 5280, section 7.1 makes the names equal; many verifiers compare bytes.
+    NameStringType,
 }
 
 impl fmt::Display for Leniency {
@@ -37,7 +40,8 @@ impl fmt::Display for Leniency {
             Leniency::NvPadding { fill } => write!(f, "NV padding of {fill:#04x}"),
             Leniency::EmptySubjectPlainSan => f.write_str("empty subject with a subjectAltName not critical"),
             Leniency::NameSetOrder => f.write_str("a name's SET out of DER order"),
-            Leniency::ExplicitFalse => f.write_str("a default FALSE written out"),
+            Leniency::ExplicitFalse => f.write_str("basicConstraints with FALSE written out"),
+            Leniency::NameStringType => f.write_str("an issuer named in another string type"),
         }
     }
 }
@@ -120,8 +124,8 @@ pub(super) struct Certificate {
     pub(super) tbs: Vec<u8>,
     pub(super) signature_algorithm: SignatureAlgorithm,
     pub(super) signature: Vec<u8>,
-    pub(super) subject_der: Vec<u8>,
-    pub(super) issuer_der: Vec<u8>,
+    pub(super) subject_name: Name,
+    pub(super) issuer_name: Name,
     /// For people; control characters replaced.
     pub(super) subject: String,
     pub(super) issuer: String,
@@ -175,10 +179,10 @@ impl Certificate {
         if !raw.strict_times {
             return Err(malformed("a time is not in the form of RFC 5280, section 4.1.2.5"));
         }
-        for name in [raw.issuer, raw.subject] {
-            if !der::name_in_order(name).ok_or(malformed("a name is not in DER"))? {
-                leniencies.insert(Leniency::NameSetOrder);
-            }
+        let (issuer_name, issuer_ordered) = Name::parse(raw.issuer)?;
+        let (subject_name, subject_ordered) = Name::parse(raw.subject)?;
+        if !(issuer_ordered && subject_ordered) {
+            leniencies.insert(Leniency::NameSetOrder);
         }
         if x.signature_value.unused_bits != 0 {
             return Err(malformed("the signature is not whole bytes"));
@@ -188,8 +192,8 @@ impl Certificate {
             tbs: x.tbs_certificate.as_ref().to_vec(),
             signature_algorithm: signature_algorithm(&x.signature_algorithm)?,
             signature: x.signature_value.data.to_vec(),
-            subject_der: raw.subject.to_vec(),
-            issuer_der: raw.issuer.to_vec(),
+            subject_name,
+            issuer_name,
             subject: display_name(x.subject()),
             issuer: display_name(x.issuer()),
             serial: x.raw_serial().to_vec(),
@@ -256,7 +260,7 @@ impl Certificate {
 
     /// Whether issuer and subject are the same name.
     pub(super) fn is_self_issued(&self) -> bool {
-        self.subject_der == self.issuer_der
+        self.subject_name.comparable == self.issuer_name.comparable
     }
 
     /// Whether `issuer` may have signed this, by name and, where both state them, by key identifiers.
@@ -265,7 +269,24 @@ impl Certificate {
             (Some(wanted), Some(found)) => wanted == found,
             _ => true,
         };
-        self.issuer_der == issuer.subject_der && same_key_id
+        self.issuer_name.comparable == issuer.subject_name.comparable && same_key_id
+    }
+}
+
+/// A distinguished name.
+#[derive(Debug, Clone)]
+pub(super) struct Name {
+    /// As it is.
+    pub(super) der: Vec<u8>,
+    /// As it is compared.
+    pub(super) comparable: Vec<u8>,
+}
+
+impl Name {
+    fn parse(der: &[u8]) -> Result<(Self, bool), CertificateFault> {
+        let malformed = CertificateFault::Malformed { why: "a name is not in DER" };
+        let (comparable, ordered) = der::comparable_name(der).ok_or(malformed)?;
+        Ok((Self { der: der.to_vec(), comparable }, ordered))
     }
 }
 

@@ -3,10 +3,12 @@
 //!
 //! Source: RFC 5280, section 6.1, without policies, name constraints (refused when critical) and revocation.
 
+use std::collections::BTreeSet;
+
 use aws_lc_rs::signature as aws;
 use x509_parser::prelude::{FromDer, SubjectPublicKeyInfo};
 
-use super::certificate::{Certificate, Hash, SignatureAlgorithm};
+use super::certificate::{Certificate, Hash, Leniency, SignatureAlgorithm};
 use super::{ANY_PURPOSE, EK_PURPOSE, EkError};
 
 /// Longest path, leaf and root included.
@@ -14,23 +16,42 @@ pub(super) const MAX_DEPTH: usize = 6;
 /// Most signatures checked for one appraisal: a host cannot make the verifier work without end.
 const MAX_SIGNATURES: usize = 32;
 
-/// Finds a path from `leaf` to one of `anchors`; gives that anchor. `candidates` are CAs that may stand between.
+/// A path that holds.
+pub(super) struct Path<'a> {
+    /// Where it ends.
+    pub(super) anchor: &'a Certificate,
+    /// What had to be overlooked along it.
+    pub(super) leniencies: BTreeSet<Leniency>,
+}
+
+/// Finds a path from `leaf` to one of `anchors`. `candidates` are CAs that may stand between.
 pub(super) fn build<'a>(
     leaf: &'a Certificate,
     candidates: &[&'a Certificate],
     anchors: &'a [Certificate],
     now: i64,
-) -> Result<&'a Certificate, EkError> {
+) -> Result<Path<'a>, EkError> {
     check_validity(leaf, now)?;
     let mut search = Search { candidates, anchors, now, signatures: 0, closest: None };
     let mut path = vec![leaf];
     match search.extend(&mut path) {
-        Some(anchor) => Ok(anchor),
+        Some(anchor) => {
+            path.push(anchor);
+            Ok(Path { anchor, leniencies: leniencies(&path) })
+        }
         None => Err(search.closest.map(|(_, error)| error).unwrap_or_else(|| EkError::UnknownIssuer {
             subject: leaf.subject.clone(),
             issuer: leaf.issuer.clone(),
         })),
     }
+}
+
+fn leniencies(path: &[&Certificate]) -> BTreeSet<Leniency> {
+    let mut all: BTreeSet<Leniency> = path.iter().flat_map(|c| c.leniencies.iter().copied()).collect();
+    if path.windows(2).any(|pair| pair[0].issuer_name.der != pair[1].subject_name.der) {
+        all.insert(Leniency::NameStringType);
+    }
+    all
 }
 
 struct Search<'a, 's> {

@@ -52,7 +52,7 @@ pub struct EkCertificate {
     pub version: Option<String>,
     /// End of validity, seconds since 1970.
     pub not_after: i64,
-    /// What had to be overlooked in it.
+    /// What had to be overlooked in it and in the CAs above it.
     pub leniencies: Vec<Leniency>,
 }
 
@@ -217,16 +217,16 @@ pub fn appraise_certificate(
         .collect::<Result<Vec<_>, _>>()?;
     let (leaf, sent) = parsed.split_first().ok_or(EkError::Absent)?;
     check_leaf(leaf, ek)?;
-    let (anchor, from_simulated) = match lead_to(leaf, sent, vendor, now) {
-        Ok(anchor) => (anchor, false),
+    let (path, from_simulated) = match lead_to(leaf, sent, vendor, now) {
+        Ok(path) => (path, false),
         Err(unknown @ EkError::UnknownIssuer { .. }) => match lead_to(leaf, sent, simulated, now) {
-            Ok(anchor) => (anchor, true),
+            Ok(path) => (path, true),
             // Where neither set knows the issuer, the vendors' answer names it.
             Err(EkError::UnknownIssuer { .. }) => return Err(unknown),
             Err(other) => return Err(other),
         },
         Err(other) => match lead_to(leaf, sent, simulated, now) {
-            Ok(anchor) => (anchor, true),
+            Ok(path) => (path, true),
             Err(_) => return Err(other),
         },
     };
@@ -236,13 +236,13 @@ pub fn appraise_certificate(
         simulated: from_simulated || says_so,
         subject: leaf.subject.clone(),
         issuer: leaf.issuer.clone(),
-        root: anchor.subject.clone(),
+        root: path.anchor.subject.clone(),
         serial: leaf.serial.clone(),
         manufacturer,
         model,
         version,
         not_after: leaf.not_after,
-        leniencies: leaf.leniencies.iter().copied().collect(),
+        leniencies: path.leniencies.into_iter().collect(),
     })
 }
 
@@ -270,7 +270,7 @@ fn lead_to<'a>(
     sent: &'a [Certificate],
     roots: &'a EkRoots,
     now: i64,
-) -> Result<&'a Certificate, EkError> {
+) -> Result<chain::Path<'a>, EkError> {
     let candidates: Vec<&Certificate> = roots.intermediates.iter().chain(sent).collect();
     chain::build(leaf, &candidates, &roots.anchors, now)
 }

@@ -86,9 +86,22 @@ pub enum RootRefusal {
         /// The issuer it names.
         issuer: String,
     },
+    /// Its issuer came with it and was refused itself, as an expired root is.
+    #[error("its issuer ({issuer}) was refused")]
+    IssuerRefused {
+        /// The issuer it names.
+        issuer: String,
+    },
     /// Already in the set.
     #[error("already imported")]
     Duplicate,
+}
+
+/// What becomes of a CA whose issuer is neither in the set nor in the bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Orphans {
+    Refused,
+    Trusted,
 }
 
 /// What an import did.
@@ -125,7 +138,7 @@ impl EkRoots {
             report.refused.push(RefusedRoot { subject: "the bundle".into(), why });
             return report;
         }
-        let mut waiting = Vec::new();
+        let (mut waiting, mut unfit) = (Vec::new(), Vec::new());
         for (number, block) in pem_blocks(pem).enumerate() {
             let parsed = block.and_then(|der| Ok(Certificate::parse_exact(&der)?));
             let certificate = match parsed {
@@ -136,49 +149,66 @@ impl EkRoots {
                     continue;
                 }
             };
-            match self.check(&certificate, now) {
-                Err(why) => report.refused.push(RefusedRoot { subject: certificate.subject, why }),
-                Ok(()) if certificate.is_self_issued() => {
-                    match chain::check_signature(&certificate, &certificate) {
-                        Ok(()) => self.keep(certificate, RootRole::Anchor, &mut report),
-                        Err(why) => {
-                            report
-                                .refused
-                                .push(RefusedRoot { subject: certificate.subject, why: why.into() });
-                        }
-                    }
+            let checked = self.check(&certificate, now);
+            let role = if certificate.is_self_issued() { RootRole::Anchor } else { RootRole::Intermediate };
+            match (checked, role) {
+                (Ok(()), RootRole::Anchor) => self.keep(certificate, role, &mut report),
+                (Ok(()), RootRole::Intermediate) => waiting.push(certificate),
+                (Err(why), _) => {
+                    report.refused.push(RefusedRoot { subject: certificate.subject.clone(), why });
+                    unfit.push(certificate);
                 }
-                Ok(()) => waiting.push(certificate),
             }
         }
-        self.settle(waiting, trust_orphans, &mut report);
+        // A duplicate is refused, and yet in the set.
+        unfit.retain(|c| !self.all().any(|(_, known)| known.der == c.der));
+        let orphans = if trust_orphans { Orphans::Trusted } else { Orphans::Refused };
+        self.settle(waiting, unfit, orphans, &mut report);
         report
     }
 
     /// Intermediates come in any order: go round until nothing more finds its issuer.
-    fn settle(&mut self, mut waiting: Vec<Certificate>, trust_orphans: bool, report: &mut ImportReport) {
+    fn settle(
+        &mut self,
+        mut waiting: Vec<Certificate>,
+        mut unfit: Vec<Certificate>,
+        orphans: Orphans,
+        report: &mut ImportReport,
+    ) {
         loop {
             let before = waiting.len();
             for certificate in std::mem::take(&mut waiting) {
                 match self.vouched(&certificate) {
                     Some(Ok(())) => self.keep(certificate, RootRole::Intermediate, report),
                     Some(Err(why)) => {
-                        report.refused.push(RefusedRoot { subject: certificate.subject, why: why.into() });
+                        report
+                            .refused
+                            .push(RefusedRoot { subject: certificate.subject.clone(), why: why.into() });
+                        unfit.push(certificate);
                     }
                     None => waiting.push(certificate),
                 }
             }
-            if waiting.len() == before {
-                // Nothing moved: trust one orphan, if orphans are to be trusted, and go round again, for it may
-                // vouch for others.
-                let orphan = waiting.iter().position(|c| !waiting.iter().any(|other| c.names_issuer(other)));
-                match orphan.filter(|_| trust_orphans) {
-                    Some(at) => {
-                        let orphan = waiting.remove(at);
-                        self.keep(orphan, RootRole::Anchor, report);
-                    }
-                    None => break,
+            if waiting.len() < before {
+                continue;
+            }
+            // Nothing moved. What hangs on a refused CA falls with it: an intermediate must not outlive its
+            // expired root by becoming an anchor itself.
+            if let Some(at) = waiting.iter().position(|c| unfit.iter().any(|u| c.names_issuer(u))) {
+                let certificate = waiting.remove(at);
+                let why = RootRefusal::IssuerRefused { issuer: certificate.issuer.clone() };
+                report.refused.push(RefusedRoot { subject: certificate.subject.clone(), why });
+                unfit.push(certificate);
+                continue;
+            }
+            // Trust one orphan, if orphans are to be trusted, and go round again: it may vouch for others.
+            let orphan = waiting.iter().position(|c| !waiting.iter().any(|other| c.names_issuer(other)));
+            match orphan.filter(|_| orphans == Orphans::Trusted) {
+                Some(at) => {
+                    let orphan = waiting.remove(at);
+                    self.keep(orphan, RootRole::Anchor, report);
                 }
+                None => break,
             }
         }
         for certificate in waiting {
@@ -193,7 +223,11 @@ impl EkRoots {
         }
         chain::check_ca(certificate)?;
         chain::check_validity(certificate, now)?;
-        chain::ca_key_kind(certificate).map(|_| ()).ok_or(RootRefusal::Key)
+        chain::ca_key_kind(certificate).ok_or(RootRefusal::Key)?;
+        if certificate.is_self_issued() {
+            chain::check_signature(certificate, certificate)?;
+        }
+        Ok(())
     }
 
     /// Whether something in the set signed this; `None` if nothing there has its issuer's name.
@@ -235,7 +269,8 @@ impl EkRoots {
         self.anchors.is_empty()
     }
 
-    /// The set as PEM: anchors, then intermediates. [`EkRoots::import_anchors_pem`] reads it back.
+    /// The set as PEM: anchors, then intermediates. [`EkRoots::import_anchors_pem`] reads it back; what has
+    /// expired since then stays out, and takes what it vouched for with it.
     pub fn to_pem(&self) -> String {
         let mut out = String::new();
         for (_, certificate) in self.all() {

@@ -42,6 +42,9 @@ pub struct PcrBankSelection {
     pub indices: BTreeSet<u8>,
 }
 
+/// Hashes a bank can have: SHA-1, SHA-256, SHA-384, SHA-512, SM3 and the SHA-3 family (Part 2, clause 6.3).
+const BANKS: [u16; 8] = [0x0004, 0x000b, 0x000c, 0x000d, 0x0012, 0x0027, 0x0028, 0x0029];
+
 /// What was attested.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Attested {
@@ -141,6 +144,9 @@ fn parse_selection(r: &mut Reader<'_>) -> Result<Vec<PcrBankSelection>, ParseErr
     let mut banks = Vec::new();
     for _ in 0..count {
         let alg = r.u16("pcrSelect.hash")?;
+        if !BANKS.contains(&alg) {
+            return Err(ParseError::Unsupported { field: "pcrSelect.hash", found: alg.into() });
+        }
         // PC Client TPMs have 24 PCRs; the reference code admits up to 32.
         let size = usize::from(r.u8("pcrSelect.sizeofSelect")?);
         if size > 4 {

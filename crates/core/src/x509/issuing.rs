@@ -384,3 +384,7 @@ fn is_dns_name(name: &str) -> bool {
     let last_is_number = name.rsplit('.').next().is_some_and(|l| l.bytes().all(|b| b.is_ascii_digit()));
     name.len() <= 253 && name.split('.').all(label) && !last_is_number
 }
+
+#[cfg(test)]
+#[path = "issuing_tests.rs"]
+mod tests;

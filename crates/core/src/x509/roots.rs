@@ -33,7 +33,8 @@ pub enum RootsError {
 #[derive(Debug, Clone)]
 struct Root {
     der: CertificateDer<'static>,
-    tier: Option<Tier>,
+    tier: Tier,
+    lab: bool,
 }
 
 /// One trust domain's roots by tier: what a bundle holds, or the part of it that a relying party trusts.
@@ -56,26 +57,23 @@ impl TierRoots {
     /// # Errors
     /// Not a self-issued CA certificate, or its key already stands for another tier.
     pub fn add(&mut self, tier: Tier, der: &[u8]) -> Result<(), RootsError> {
-        let anchor = anchor(der)?;
+        let (anchor, lab) = anchor(der)?;
         for (known, root) in self.anchors.iter().zip(&self.roots) {
-            match root.tier {
-                Some(other)
-                    if known.subject_public_key_info == anchor.subject_public_key_info && other != tier =>
-                {
-                    return Err(RootsError::Shared { tier, other });
-                }
-                _ if root.der.as_ref() == der => return Ok(()),
-                _ => {}
+            if known.subject_public_key_info == anchor.subject_public_key_info && root.tier != tier {
+                return Err(RootsError::Shared { tier, other: root.tier });
+            }
+            if root.der.as_ref() == der {
+                return Ok(());
             }
         }
-        self.roots.push(Root { der: CertificateDer::from(der.to_vec()), tier: Some(tier) });
+        self.roots.push(Root { der: CertificateDer::from(der.to_vec()), tier, lab });
         self.anchors.push(anchor);
         Ok(())
     }
 
     /// Those of `tier` and every higher tier: what a relying party trusts that demands `tier`.
     pub fn at_least(&self, tier: Tier) -> Self {
-        let keep = |root: &Root| root.tier >= Some(tier);
+        let keep = |root: &Root| root.tier >= tier;
         let (roots, anchors) = self
             .roots
             .iter()
@@ -93,12 +91,17 @@ impl TierRoots {
 
     /// The roots of one tier, DER.
     pub fn of(&self, tier: Tier) -> impl Iterator<Item = &CertificateDer<'static>> {
-        self.roots.iter().filter(move |r| r.tier == Some(tier)).map(|r| &r.der)
+        self.roots.iter().filter(move |r| r.tier == tier).map(|r| &r.der)
     }
 
     /// The tiers that have a root, in rising order.
     pub fn tiers(&self) -> Vec<Tier> {
         Tier::ALL.into_iter().filter(|t| self.of(*t).next().is_some()).collect()
+    }
+
+    /// Whether one of them is a lab trust domain's, in which software TPMs count.
+    pub fn is_lab(&self) -> bool {
+        self.roots.iter().any(|r| r.lab)
     }
 
     /// Whether nobody is trusted.
@@ -110,10 +113,10 @@ impl TierRoots {
         &self.anchors
     }
 
-    /// The tier that this anchor stands for.
-    pub(super) fn tier_of(&self, anchor: &TrustAnchor<'_>) -> Option<Tier> {
+    /// The tier that this anchor stands for, and whether it is a lab's.
+    pub(super) fn meaning_of(&self, anchor: &TrustAnchor<'_>) -> Option<(Tier, bool)> {
         let at = self.anchors.iter().position(|a| a == anchor)?;
-        self.roots.get(at)?.tier
+        self.roots.get(at).map(|r| (r.tier, r.lab))
     }
 }
 
@@ -136,7 +139,7 @@ impl InfraRoots {
     ) -> Result<Self, RootsError> {
         let mut this = Self { trust_domain, ders: Vec::new(), anchors: Vec::new() };
         for der in ders {
-            this.anchors.push(anchor(der.as_ref())?);
+            this.anchors.push(anchor(der.as_ref())?.0);
             this.ders.push(CertificateDer::from(der.as_ref().to_vec()));
         }
         Ok(this)
@@ -157,7 +160,8 @@ impl InfraRoots {
     }
 }
 
-fn anchor(der: &[u8]) -> Result<TrustAnchor<'static>, RootsError> {
+/// The trust anchor, and whether its subject says that it is a lab's.
+fn anchor(der: &[u8]) -> Result<(TrustAnchor<'static>, bool), RootsError> {
     let cert = Certificate::parse(der)?;
     let refuse = |why| Err(RootsError::NotRoot { subject: cert.subject_text(), why });
     if !cert.is_ca {
@@ -168,7 +172,7 @@ fn anchor(der: &[u8]) -> Result<TrustAnchor<'static>, RootsError> {
     }
     let der = CertificateDer::from(der);
     match webpki::anchor_from_trusted_cert(&der) {
-        Ok(anchor) => Ok(anchor.to_owned()),
+        Ok(anchor) => Ok((anchor.to_owned(), cert.ca_name().is_some_and(|name| name.is_lab()))),
         Err(_) => refuse("it cannot be a trust anchor"),
     }
 }

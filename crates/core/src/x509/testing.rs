@@ -178,3 +178,43 @@ impl IssuingCa {
         .unwrap()
     }
 }
+
+pub(crate) fn ca(domain: &Domain, hierarchy: Hierarchy) -> CaParams<'_> {
+    static ARC: std::sync::OnceLock<OidArc> = std::sync::OnceLock::new();
+    CaParams {
+        trust_domain: &domain.trust_domain,
+        hierarchy,
+        lab: true,
+        arc: ARC.get_or_init(OidArc::documentation),
+        serial: serial(77),
+        now: NOW,
+        lifetime: Duration::from_secs(86_400),
+    }
+}
+
+/// An advanced or enterprise agent's leaf as usual, but for what `shape` changes.
+pub(crate) fn leaf(ca: &IssuingCa, shape: impl FnOnce(&mut LeafParams<'_>)) -> Result<Leaf, ProfileError> {
+    let Hierarchy::Tier(tier) = ca.hierarchy() else { panic!("agents only") };
+    leaf_with(ca, &info(tier), shape)
+}
+
+pub(crate) fn leaf_with(
+    ca: &IssuingCa,
+    info: &AgentInfo,
+    shape: impl FnOnce(&mut LeafParams<'_>),
+) -> Result<Leaf, ProfileError> {
+    let id: SpiffeId = "spiffe://example.org/agent/mailer".parse().unwrap();
+    let key = software_key(Curve::P256);
+    let spki = key.spki_der().to_vec();
+    let mut params = LeafParams {
+        spiffe_id: &id,
+        spki_der: &spki,
+        dns_names: &[],
+        serial: serial(30),
+        now: NOW,
+        lifetime: Duration::from_secs(600),
+        agent: Some(AgentLeaf { instance: InstanceId::from_bytes([5; 16]), info }),
+    };
+    shape(&mut params);
+    ca.leaf(&params)
+}

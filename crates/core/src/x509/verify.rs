@@ -45,6 +45,8 @@ pub struct VerifiedPeer {
     pub spiffe_id: SpiffeId,
     /// The tier of the root that anchored its chain.
     pub tier: Tier,
+    /// Whether that root is a lab trust domain's, in which software TPMs count.
+    pub lab: bool,
     /// What its certificate says of it.
     pub agent_info: AgentInfo,
     /// The instance, as the subject names it: for logs.
@@ -205,7 +207,8 @@ pub fn verify_chain(
     demand: &Demand,
 ) -> Result<VerifiedPeer, ChainError> {
     let trusted = || roots.tiers().iter().map(|t| t.as_str()).collect::<Vec<_>>().join(", ");
-    let tier = verify_path(chain, roots.anchors(), demand.usage, demand.now, trusted, |a| roots.tier_of(a))?;
+    let (tier, lab) =
+        verify_path(chain, roots.anchors(), demand.usage, demand.now, trusted, |a| roots.meaning_of(a))?;
     let leaf = Certificate::parse(chain.first().ok_or(ChainError::Empty)?)?;
     let spiffe_id = check_svid(&leaf, roots.trust_domain())?;
     if !matches!(spiffe_id.subject, Subject::Agent(_) | Subject::Task(..)) {
@@ -218,6 +221,7 @@ pub fn verify_chain(
     Ok(VerifiedPeer {
         spiffe_id,
         tier,
+        lab,
         agent_info,
         instance: leaf.subject_serial_number().and_then(|s| s.parse().ok()),
         not_before: leaf.not_before(),

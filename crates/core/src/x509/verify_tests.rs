@@ -57,6 +57,7 @@ fn agent_info(info: &AgentInfo) -> CustomExtension {
 #[test]
 fn roots_give_the_tier_and_nothing_below_passes() {
     let domain = domain();
+    assert!(domain.tier_roots().is_lab());
     for demanded in Tier::ALL {
         let roots = domain.tier_roots().at_least(demanded);
         for shown in Tier::ALL {
@@ -64,6 +65,7 @@ fn roots_give_the_tier_and_nothing_below_passes() {
             if shown >= demanded {
                 let peer = result.unwrap();
                 assert_eq!((peer.tier, peer.spiffe_id), (shown, domain.agent_id()));
+                assert!(peer.lab, "the root says so");
                 assert_eq!(peer.agent_info, info(shown));
                 assert_eq!((peer.not_before, peer.not_after), (NOW - BACKDATE, NOW + 600));
                 assert_eq!(peer.serial, serial(30));
@@ -122,6 +124,8 @@ fn chains_of_another_shape() {
 #[test]
 fn another_domain() {
     let (ours, theirs) = (domain(), domain_named("example.org", false));
+    let own = verify(&theirs.chain(Tier::Advanced), &theirs.tier_roots()).unwrap();
+    assert!(!own.lab && !theirs.tier_roots().is_lab());
     let result = verify(&ours.chain(Tier::Advanced), &theirs.tier_roots());
     assert!(matches!(result, Err(ChainError::UntrustedRoot { .. })), "lab against production, same name");
     let foreign = forge(&ours, Tier::Foundation, |p| {

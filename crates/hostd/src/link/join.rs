@@ -49,7 +49,7 @@ impl Attester for JoinToken {
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
             if seen.accepted.as_ref() == Some(&hash) {
                 return Err(AttestError::JoinToken(
-                    "this one was used already, and a token counts once: make a new one with `hallmark join-token create --host HOST` and put it in its place".into(),
+                    "this one was used already, and a token counts once: make a new one with `hallmark join-token create HOST` and put it in its place".into(),
                 ));
             }
             seen.shown = Some(hash);
@@ -92,6 +92,6 @@ impl Attester for JoinToken {
     }
 
     fn remedy(&self) -> &'static str {
-        "a join token counts once and for a limited time, also across restarts of this daemon: make a new one with `hallmark join-token create --host HOST` and put it where the configuration says"
+        "a join token counts once and for a limited time, also across restarts of this daemon: make a new one with `hallmark join-token create HOST` and put it where the configuration says"
     }
 }

@@ -1,6 +1,7 @@
 //! Whom a connection accepts, and the rustls verifiers that ask.
 
 use std::collections::{BTreeSet, HashSet};
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 
@@ -29,6 +30,22 @@ pub enum Accept {
     Issuers(Shared<InfraRoots>),
     /// Agents and tasks: what agents and relying parties accept.
     Agents(AgentDemand),
+    /// Whoever somebody else's policy accepts.
+    By(Arc<dyn Policy>),
+}
+
+/// A policy kept elsewhere: what an agent demands of its peers.
+pub trait Policy: fmt::Debug + Send + Sync {
+    /// Holds a chain, leaf first, against the policy; gives who it is.
+    ///
+    /// # Errors
+    /// Why the peer is refused.
+    fn appraise(
+        &self,
+        chain: &[CertificateDer<'_>],
+        usage: Usage,
+        now: UnixTime,
+    ) -> Result<SpiffeId, Box<dyn std::error::Error + Send + Sync>>;
 }
 
 /// What an agent or a task must show.
@@ -73,6 +90,9 @@ pub enum PeerError {
         /// Who it is.
         found: SpiffeId,
     },
+    /// Refused by a policy kept elsewhere.
+    #[error(transparent)]
+    Policy(Box<dyn std::error::Error + Send + Sync>),
     /// Its certificate was revoked.
     #[error("the certificate {serial} of {found} was revoked")]
     Revoked {
@@ -110,6 +130,7 @@ impl Accept {
                 }
             }
             Accept::Agents(demand) => demand.verify(chain, usage, now),
+            Accept::By(policy) => policy.appraise(chain, usage, now).map_err(PeerError::Policy),
         }
     }
 }

@@ -26,7 +26,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
 use rustls::{ClientConfig, ServerConfig};
 
-pub use accept::{Accept, AgentDemand, PeerError};
+pub use accept::{Accept, AgentDemand, PeerError, Policy};
 pub use cert::{CertError, SwappableCert, software_key, token_key};
 pub use channel::{ChannelError, ChannelOptions, channel, unix_channel};
 pub use listener::{Incoming, Listener, ListenerOptions, TlsConnection};

@@ -1,9 +1,10 @@
 //! Writes the seeds and fixtures of `tests/fuzz` anew. They are part of the repository; this is run by hand
-//! when a format changes: `cargo test -p hallmark-e2e --test make_fuzz_seeds -- --ignored`.
+//! when a format changes: `cargo test -p hallmark-core --test make_fuzz_seeds -- --ignored`.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "../../fuzz/src/parts.rs"]
+mod evidence;
+#[path = "../../../../tests/fuzz/src/parts.rs"]
 pub mod parts;
 
 use std::fs;
@@ -29,7 +30,7 @@ fn write(path: &str, data: &[u8]) {
 }
 
 fn top() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz")
 }
 
 #[test]
