@@ -16,7 +16,7 @@ use crate::config::{Config, Pkcs11Config, Proof, SocketConfig};
 use crate::keys::{KeyError, KeyStore, KeyStores, Pkcs11Keys, TpmKeys};
 use crate::link::attester::{AttestError, Attester};
 use crate::link::issuer::Issuer;
-use crate::link::{JoinToken, Link, TpmAttester};
+use crate::link::{JoinToken, Link, TpmAttester, ek_digest};
 use crate::logging::LogLevel;
 use crate::state::State;
 
@@ -26,6 +26,21 @@ const DRAIN: Duration = Duration::from_secs(10);
 const CLOSE: Duration = Duration::from_secs(3);
 /// PKCS#11 sessions that work at the same time.
 const SESSIONS: usize = 4;
+
+/// The digest of this host's endorsement key, hex.
+///
+/// # Errors
+/// The configuration names no TPM, or it cannot be read.
+pub async fn ek(config: &Config) -> Result<String, DaemonError> {
+    let Proof::Tpm { tcti, .. } = &config.proof else {
+        return Err(AttestError::Tpm(
+            "the configuration names no TPM: this host joins by a token".to_owned(),
+        )
+        .into());
+    };
+    let identity = Tpm::open(TpmConfig::new(tcti)).await?.identity().await?;
+    Ok(ek_digest(&identity)?)
+}
 
 /// Why the daemon does not run.
 #[derive(Debug, thiserror::Error)]

@@ -32,6 +32,12 @@ enum Command {
         #[arg(long, default_value = "/etc/hallmark/hostd.toml")]
         config: PathBuf,
     },
+    /// Prints the digest of this TPM's endorsement key, which `hallmark host allow` names the host by.
+    Ek {
+        /// The daemon's configuration. The daemon must not be running on a TPM that it alone owns.
+        #[arg(long, default_value = "/etc/hallmark/hostd.toml")]
+        config: PathBuf,
+    },
     /// Checks a configuration, says everything that is wrong with it, and runs nothing.
     CheckConfig {
         /// The configuration.
@@ -43,6 +49,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run { config } => run(&config),
+        Command::Ek { config } => ek(&config),
         Command::CheckConfig { config } => check(&config),
     };
     match done {
@@ -60,6 +67,13 @@ fn main() -> ExitCode {
 fn check(file: &std::path::Path) -> anyhow::Result<()> {
     let config = Config::load(file)?;
     println!("{}: sound; host {} of {}", file.display(), config.host_id, config.trust_domain);
+    Ok(())
+}
+
+fn ek(file: &std::path::Path) -> anyhow::Result<()> {
+    let config = Config::load(file)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    println!("{}", runtime.block_on(daemon::ek(&config))?);
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use hallmark_core::id::{IssuerId, TrustDomain};
 use hallmark_core::pcr::{PcrPolicy, PcrSelection};
 use hallmark_core::registration::HostPattern;
+use hallmark_core::x509::Curve;
 use serde::Deserialize;
 
 /// One thing wrong with a configuration file.
@@ -160,6 +161,8 @@ pub struct Config {
     pub oid_arc: Option<String>,
     /// CA keys.
     pub ca: CaBackend,
+    /// Curve of the CA keys made by `init`: P-256 with SHA-256, or P-384 with SHA-384.
+    pub curve: Curve,
     /// Lifetime of roots made by `init`.
     pub root_lifetime: Duration,
     /// Lifetime of issuing CAs made by `init`.
@@ -248,6 +251,7 @@ struct Raw {
 #[serde(deny_unknown_fields)]
 struct RawCa {
     backend: String,
+    curve: Option<String>,
     pkcs11: Option<RawPkcs11>,
     root_lifetime: Option<String>,
     issuing_lifetime: Option<String>,
@@ -389,6 +393,14 @@ impl Faults {
                 "is longer than ca.root_lifetime: an issuing CA ends with its root",
             );
         }
+        let curve = match raw.ca.curve.as_deref() {
+            None | Some("p256") => Curve::P256,
+            Some("p384") => Curve::P384,
+            Some(other) => {
+                self.note("ca.curve", format!("{other:?} is neither \"p256\" nor \"p384\""));
+                Curve::P256
+            }
+        };
         let ca = self.ca(raw.ca);
         let admin = self.admin(raw.admin);
         let attestation = self.attestation(raw.attestation);
@@ -406,6 +418,7 @@ impl Faults {
             data_dir: raw.data_dir,
             oid_arc: raw.oid_arc,
             ca: ca?,
+            curve,
             root_lifetime,
             issuing_lifetime,
             admin,

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail};
 use hallmark_core::id::TrustDomain;
 use hallmark_core::tier::{Hierarchy, Tier};
-use hallmark_core::x509::{CaKey, CaParams, IssuingCa, OidArc, Serial, SoftwareCaKey, issuing, root};
+use hallmark_core::x509::{CaKey, CaParams, Curve, IssuingCa, OidArc, Serial, SoftwareCaKey, issuing, root};
 use hallmark_hsm::Token;
 use rand::TryRngCore;
 use zeroize::Zeroizing;
@@ -133,7 +133,7 @@ fn make_in_token(
         let key = |kind| -> anyhow::Result<(String, Arc<dyn CaKey>)> {
             let label = key_label(&row.name, hierarchy, kind, 1);
             let key = token
-                .generate_ca_key(&label, &crate::sha256(label.as_bytes())[..16], hallmark_hsm::Curve::P256)
+                .generate_ca_key(&label, &crate::sha256(label.as_bytes())[..16], config.curve)
                 .with_context(|| format!("making {label:?}"))?;
             Ok((label, Arc::new(key)))
         };
@@ -223,17 +223,23 @@ fn from_token(
 
 fn in_memory(config: &Config, row: &TrustDomainRow, hierarchy: Hierarchy) -> anyhow::Result<Parts> {
     let arc = OidArc::parse(&row.oid_arc)?;
-    let (root_key, key) = (software_key()?, Arc::new(software_key()?));
+    let (root_key, key) = (software_key(config.curve)?, Arc::new(software_key(config.curve)?));
     let (root_der, issuing_der) =
         certificates(config, row, &arc, hierarchy, &root_key, key.spki_der(), unix_now())?;
     let issuing = IssuingCa::new(&issuing_der, key.clone())?;
     Ok((vec![root_der.into()], issuing_der, issuing, key))
 }
 
-fn software_key() -> anyhow::Result<SoftwareCaKey> {
-    use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
+fn software_key(curve: Curve) -> anyhow::Result<SoftwareCaKey> {
+    use aws_lc_rs::signature::{
+        ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair,
+    };
+    let algorithm = match curve {
+        Curve::P256 => &ECDSA_P256_SHA256_ASN1_SIGNING,
+        Curve::P384 => &ECDSA_P384_SHA384_ASN1_SIGNING,
+    };
     let random = aws_lc_rs::rand::SystemRandom::new();
-    let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &random)
+    let pkcs8 = EcdsaKeyPair::generate_pkcs8(algorithm, &random)
         .map_err(|_| anyhow::anyhow!("no key could be generated"))?;
     let pkcs8 = Zeroizing::new(pkcs8.as_ref().to_vec());
     Ok(SoftwareCaKey::from_pkcs8(&pkcs8)?)

@@ -117,6 +117,8 @@ pub fn join_token(bed: &Bed, host: &str) -> Result<String> {
     Ok(json["token"].as_str().context("no token in the answer")?.to_owned())
 }
 
+// A request that cannot be made is the test's own fault, and ends it.
+#[allow(clippy::expect_used)]
 /// A CSR by `key`, with this URI name if any.
 ///
 /// # Panics
@@ -129,6 +131,7 @@ pub fn csr(key: &KeyPair, uri: Option<&str>) -> Vec<u8> {
     })
 }
 
+#[allow(clippy::expect_used)]
 /// A CSR by `key`, changed as the test wants.
 ///
 /// # Panics

@@ -10,10 +10,10 @@ use hallmark_e2e::{Bed, BedOptions, Host};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Registrations for this very process, at each tier.
-fn registrations() -> String {
+fn registrations() -> Result<String> {
     let uid = rustix::process::getuid().as_raw();
-    let exe = std::env::current_exe().unwrap();
-    let digest = sha256_file(&exe);
+    let exe = std::env::current_exe()?;
+    let digest = sha256_file(&exe)?;
     let mut toml = String::new();
     for tier in Tier::ALL {
         toml.push_str(&format!(
@@ -21,12 +21,12 @@ fn registrations() -> String {
              selectors = [\"unix:uid:{uid}\", \"exe:sha256:{digest}\"]\n\n"
         ));
     }
-    toml
+    Ok(toml)
 }
 
-fn sha256_file(path: &std::path::Path) -> String {
-    let output = std::process::Command::new("sha256sum").arg(path).output().unwrap();
-    String::from_utf8(output.stdout).unwrap()[..64].to_owned()
+fn sha256_file(path: &std::path::Path) -> Result<String> {
+    let output = std::process::Command::new("sha256sum").arg(path).output()?;
+    Ok(String::from_utf8(output.stdout)?[..64].to_owned())
 }
 
 async fn identity(host: &Host, agent: &str) -> Result<std::sync::Arc<Identity>> {
@@ -40,7 +40,7 @@ async fn three_tiers_on_a_tpm_host() -> Result<()> {
     let mut bed = Bed::start(BedOptions::default())?;
     let mut host = Host::with_tpm(&bed, "host-1")?;
     host.start(&bed)?;
-    bed.apply(&registrations())?;
+    bed.apply(&registrations()?)?;
 
     let foundation = identity(&host, "agent-foundation").await?;
     assert_eq!((foundation.tier, foundation.custody), (Tier::Foundation, Custody::Software));

@@ -26,7 +26,7 @@ use attester::{AttestError, Attester};
 use issuer::{AskError, QuoteWanted};
 
 pub use join::JoinToken;
-pub use tpm::TpmAttester;
+pub use tpm::{TpmAttester, ek_digest};
 
 /// Shortest and longest wait after all issuers have failed.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));

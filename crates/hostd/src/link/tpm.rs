@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
+use hallmark_core::ek;
 use hallmark_core::evidence;
 use hallmark_core::id::HostId;
 use hallmark_core::tpm::Public;
@@ -32,6 +33,15 @@ pub struct TpmAttester {
     key_point: Vec<u8>,
 }
 
+/// SHA-256 of the EK's SubjectPublicKeyInfo, hex: what an operator allows this host by.
+///
+/// # Errors
+/// The TPM's EK is none that can be written as a key.
+pub fn ek_digest(identity: &HostTpm) -> Result<String, AttestError> {
+    let ek = Public::parse(&identity.ek_public).map_err(|e| AttestError::Tpm(format!("EK: {e}")))?;
+    ek::public_digest(&ek).map(hex::encode).map_err(|e| AttestError::Tpm(format!("EK: {e}")))
+}
+
 impl TpmAttester {
     /// Reads the TPM's identity, and makes the host key: anew each time, so that nothing of it is on disk.
     ///
@@ -45,6 +55,10 @@ impl TpmAttester {
             );
         }
         let ak = Public::parse(&identity.ak_public).map_err(|e| AttestError::Tpm(format!("AK: {e}")))?;
+        tracing::info!(
+            ek_sha256 = ek_digest(&identity)?,
+            "this TPM's EK: what `hallmark host allow` names it by"
+        );
         let made = tpm.certified_key(&KeySpec::default(), [0; 32], HOST).await;
         let (key, key_certification) = made.map_err(broken)?;
         let key_point = public_point(key.spki_der())?;

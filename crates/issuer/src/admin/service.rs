@@ -22,7 +22,7 @@ use crate::{doctor, flow};
 /// Most instances listed for one agent.
 const MAX_INSTANCES: u32 = 1000;
 /// Most records in one answer.
-const MAX_RECORDS: u32 = 1000;
+const MAX_RECORDS: u32 = 10_000;
 
 /// The admin service.
 #[derive(Debug)]

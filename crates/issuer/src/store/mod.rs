@@ -181,7 +181,7 @@ impl Store {
         rows::live_instances(&self.reads, now).await
     }
 
-    /// Records after number `after`, oldest first, at most `limit`.
+    /// Records after number `after`, oldest first, at most `limit`; with 0 the latest ones.
     pub async fn records(
         &self,
         after: u64,

@@ -306,18 +306,22 @@ pub(super) async fn records(
     agent: Option<&str>,
     host: Option<&str>,
 ) -> Result<Vec<RecordRow>, StoreError> {
-    let rows = sqlx::query(
+    let latest = after == 0;
+    let sql = format!(
         "SELECT number, at, kind, outcome, body FROM records
          WHERE number > ?1 AND (?2 IS NULL OR agent = ?2) AND (?3 IS NULL OR host_id = ?3)
-         ORDER BY number LIMIT ?4",
-    )
-    .bind(i64::try_from(after).unwrap_or(i64::MAX))
-    .bind(agent)
-    .bind(host)
-    .bind(limit)
-    .fetch_all(db)
-    .await?;
-    rows.into_iter()
+         ORDER BY number {} LIMIT ?4",
+        if latest { "DESC" } else { "ASC" }
+    );
+    let rows = sqlx::query(&sql)
+        .bind(i64::try_from(after).unwrap_or(i64::MAX))
+        .bind(agent)
+        .bind(host)
+        .bind(limit)
+        .fetch_all(db)
+        .await?;
+    let mut records = rows
+        .into_iter()
         .map(|row| {
             Ok(RecordRow {
                 number: row.try_get::<i64, _>("number")?.unsigned_abs(),
@@ -327,7 +331,11 @@ pub(super) async fn records(
                 body: row.try_get("body")?,
             })
         })
-        .collect()
+        .collect::<Result<Vec<_>, StoreError>>()?;
+    if latest {
+        records.reverse();
+    }
+    Ok(records)
 }
 
 pub(super) async fn revocations(db: &SqlitePool, now: i64) -> Result<Vec<Revocation>, StoreError> {
