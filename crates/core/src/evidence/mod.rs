@@ -189,7 +189,7 @@ impl AkRefusal {
 }
 
 /// What every AK has: it signs nothing but what its TPM made (restricted), was made there and never leaves.
-/// Without `restricted`, its holder could sign a forged quote (Part 1, clause 25.1.1).
+/// Without `restricted`, its holder could sign a forged quote (Part 2, clause 8.3).
 const AK_ATTRIBUTES: ObjectAttributes = ObjectAttributes::RESTRICTED
     .union(ObjectAttributes::SIGN)
     .union(ObjectAttributes::FIXED_TPM)

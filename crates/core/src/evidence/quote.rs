@@ -248,7 +248,7 @@ pub(super) fn appraise(
 }
 
 /// Only under the endorsement (or platform) hierarchy does an attestation carry true counters and firmware
-/// version (Part 1, clause 36.7).
+/// version (Part 3, clause 18.1).
 fn check_signer(attest: &Attest, ak: &Public) -> Result<(), QuoteRefusal> {
     let expected = ak.name().qualified_under(RH_ENDORSEMENT);
     if attest.qualified_signer != expected {

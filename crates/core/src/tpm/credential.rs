@@ -7,9 +7,10 @@ use rand_core::CryptoRngCore;
 use rsa::traits::PaddingScheme as _;
 use zeroize::Zeroizing;
 
+use super::attributes::ObjectAttributes;
 use super::kdf::{hmac, kdfa, kdfe};
 use super::name::{HashAlg, Name};
-use super::public::{Curve, EccPublic, ObjectAttributes, Public, PublicKey, RsaPublic, Symmetric};
+use super::public::{Curve, EccPublic, Public, PublicKey, RsaPublic, Symmetric};
 use super::wire::put_sized;
 
 /// Longest secret: TPM2_MakeCredential takes a digest, and the shortest here is SHA-256's.

@@ -11,6 +11,7 @@
 //! input.
 
 mod attest;
+mod attributes;
 mod credential;
 mod kdf;
 mod name;
@@ -20,11 +21,10 @@ mod signature;
 mod wire;
 
 pub use attest::{Attest, Attested, ClockInfo, PcrBankSelection};
+pub use attributes::ObjectAttributes;
 pub use credential::{Credential, CredentialError, MAX_SECRET, make_credential};
 pub use name::{HashAlg, Name, RH_ENDORSEMENT, RH_OWNER};
 pub use policy::policy_pcr_digest;
-pub use public::{
-    Curve, EccPublic, ObjectAttributes, Public, PublicKey, RsaPublic, Scheme, SpkiError, Symmetric,
-};
+pub use public::{Curve, EccPublic, Public, PublicKey, RsaPublic, Scheme, SpkiError, Symmetric};
 pub use signature::{Signature, SignatureError, SignatureScheme, SignatureValue};
 pub use wire::ParseError;

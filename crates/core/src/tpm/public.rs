@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::attributes::ObjectAttributes;
 use super::name::{HashAlg, Name};
 use super::wire::{ParseError, Reader};
 
@@ -19,100 +20,6 @@ const ALG_ECDSA: u16 = 0x0018;
 const ALG_ECDH: u16 = 0x0019;
 const ALG_ECC: u16 = 0x0023;
 const ALG_CFB: u16 = 0x0043;
-
-/// `TPMA_OBJECT` (Part 2, clause 8.3).
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ObjectAttributes(u32);
-
-impl ObjectAttributes {
-    /// The private part never leaves this TPM.
-    pub const FIXED_TPM: Self = Self(1 << 1);
-    /// Gone at the next TPM2_Startup(CLEAR).
-    pub const ST_CLEAR: Self = Self(1 << 2);
-    /// Never moved to another parent.
-    pub const FIXED_PARENT: Self = Self(1 << 4);
-    /// The TPM made the private part.
-    pub const SENSITIVE_DATA_ORIGIN: Self = Self(1 << 5);
-    /// The authorisation value may stand in for the policy.
-    pub const USER_WITH_AUTH: Self = Self(1 << 6);
-    /// Administrative use demands the policy.
-    pub const ADMIN_WITH_POLICY: Self = Self(1 << 7);
-    /// Not subject to dictionary-attack protection.
-    pub const NO_DA: Self = Self(1 << 10);
-    /// Duplicated only in encrypted form.
-    pub const ENCRYPTED_DUPLICATION: Self = Self(1 << 11);
-    /// Works on TPM-generated structures only.
-    pub const RESTRICTED: Self = Self(1 << 16);
-    /// May decrypt.
-    pub const DECRYPT: Self = Self(1 << 17);
-    /// May sign.
-    pub const SIGN: Self = Self(1 << 18);
-
-    /// Reserved bits: 0, 3, 12 to 15, and 20 to 31. Bits 8 and 9 (firmware- and SVN-limited, revision
-    /// 1.83) and 19 (x509sign) are defined.
-    const RESERVED: u32 = 0xfff0_f009;
-
-    /// The attributes with these bits. For building templates and tests; parsing goes through [`Public`].
-    pub const fn from_bits(bits: u32) -> Self {
-        Self(bits)
-    }
-
-    /// As on the wire.
-    pub const fn bits(self) -> u32 {
-        self.0
-    }
-
-    /// Whether all of `other` is set here.
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Whether any of `other` is set here.
-    pub const fn intersects(self, other: Self) -> bool {
-        self.0 & other.0 != 0
-    }
-
-    /// Both sets of bits.
-    pub const fn union(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// The bits of `other` that are not set here.
-    pub const fn lacking(self, other: Self) -> Self {
-        Self(other.0 & !self.0)
-    }
-}
-
-impl fmt::Display for ObjectAttributes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const NAMES: [(u32, &str); 14] = [
-            (1, "fixedTPM"),
-            (2, "stClear"),
-            (4, "fixedParent"),
-            (5, "sensitiveDataOrigin"),
-            (6, "userWithAuth"),
-            (7, "adminWithPolicy"),
-            (8, "firmwareLimited"),
-            (9, "svnLimited"),
-            (10, "noDA"),
-            (11, "encryptedDuplication"),
-            (16, "restricted"),
-            (17, "decrypt"),
-            (18, "sign"),
-            (19, "x509sign"),
-        ];
-        let set: Vec<&str> =
-            NAMES.iter().filter(|(bit, _)| self.0 & (1 << bit) != 0).map(|(_, name)| *name).collect();
-        f.write_str(if set.is_empty() { "none" } else { "" })?;
-        f.write_str(&set.join("|"))
-    }
-}
-
-impl fmt::Debug for ObjectAttributes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self}")
-    }
-}
 
 /// `TPMT_SYM_DEF_OBJECT`: what a storage key protects its children, and credentials, with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -235,7 +142,7 @@ impl Public {
         let mut r = Reader::new("TPMT_PUBLIC", bytes, MAX_PUBLIC)?;
         let object_type = r.u16("type")?;
         let name_alg = HashAlg::from_id("nameAlg", r.u16("nameAlg")?)?;
-        let attributes = parse_attributes(&mut r)?;
+        let attributes = ObjectAttributes::parse(&mut r)?;
         let auth_policy = r.sized("authPolicy", name_alg.digest_len())?.to_vec();
         if !auth_policy.is_empty() && auth_policy.len() != name_alg.digest_len() {
             return Err(ParseError::Invalid {
@@ -330,14 +237,6 @@ impl fmt::Debug for Public {
 pub struct SpkiError {
     /// The object.
     pub name: Name,
-}
-
-fn parse_attributes(r: &mut Reader<'_>) -> Result<ObjectAttributes, ParseError> {
-    let bits = r.u32("objectAttributes")?;
-    if bits & ObjectAttributes::RESERVED != 0 {
-        return Err(ParseError::Invalid { field: "objectAttributes", rule: "a reserved bit is set" });
-    }
-    Ok(ObjectAttributes(bits))
 }
 
 /// `TPMS_RSA_PARMS` and `TPM2B_PUBLIC_KEY_RSA` (Part 2, clauses 12.2.3.5 and 11.2.4.5).

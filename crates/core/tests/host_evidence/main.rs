@@ -1,11 +1,14 @@
 //! Host evidence, whole and attacked: each attack fails for exactly its reason.
 #![allow(clippy::unwrap_used)]
 
+mod keys;
+mod whole;
+
 use hallmark_core::ek;
 use hallmark_core::evidence::*;
 use hallmark_core::pcr::{PcrSelection, PcrValues};
 use hallmark_core::tpm::{ClockInfo, Name, Public, SignatureError};
-use hallmark_kit::faketpm::{self, FakeKey, FakeTpm, Secret, Statement, Template, attr};
+use hallmark_kit::faketpm::{self, FakeKey, FakeTpm, Statement, Template};
 
 const NONCE: [u8; 32] = [0x42; 32];
 const SECRET: [u8; 32] = [0x17; 32];
@@ -131,36 +134,6 @@ fn honest_evidence_holds() {
 }
 
 #[test]
-fn every_kind_of_attestation_key_holds() {
-    let ek = FakeTpm::new("host").ek;
-    let sha384 = Template { scheme_hash: faketpm::SHA384, ..Template::ak() };
-    for (secret, template) in [
-        (Secret::p384("ak"), Template { name_alg: faketpm::SHA384, ..sha384.clone() }),
-        (Secret::p384("ak"), Template::ak()),
-        (Secret::p256("ak"), sha384.clone()),
-        (Secret::rsa(), Template::ak()),
-        (Secret::rsa(), sha384.clone()),
-        (Secret::rsa_pss(32), Template::ak()),
-        (Secret::rsa_pss(48), sha384.clone()),
-        // The longest salt that fits: 256 - 32 - 2, which older TPMs use.
-        (Secret::rsa_pss(222), Template::ak()),
-    ] {
-        let a = Attestation::by(FakeTpm::with_keys(ek.clone(), FakeKey::new(secret, &template)));
-        a.appraise().unwrap();
-    }
-}
-
-#[test]
-fn a_salt_of_another_length_is_no_tpms_signature() {
-    let tpm = FakeTpm::with_keys(FakeTpm::new("host").ek, FakeKey::new(Secret::rsa_pss(20), &Template::ak()));
-    let refusal = Attestation::by(tpm).refusal();
-    assert!(
-        matches!(refusal, HostRefusal::Quote(QuoteRefusal::Signature(SignatureError::Mismatch { .. }))),
-        "{refusal}"
-    );
-}
-
-#[test]
 fn a_replayed_quote_has_another_nonce() {
     let mut a = Attestation::honest();
     let old = transcript(&[0x41; 32], &name_of(&a.tpm.ak), CSR);
@@ -206,40 +179,6 @@ fn a_signature_by_another_scheme_is_not_this_aks() {
         matches!(refusal, HostRefusal::Quote(QuoteRefusal::Signature(SignatureError::Scheme { .. }))),
         "{refusal}"
     );
-}
-
-#[test]
-fn each_attribute_of_an_ak_is_demanded() {
-    let ek = FakeTpm::new("host").ek;
-    for bit in
-        [attr::RESTRICTED, attr::SIGN, attr::FIXED_TPM, attr::FIXED_PARENT, attr::SENSITIVE_DATA_ORIGIN]
-    {
-        let ak = FakeKey::new(Secret::p256("ak"), &Template::ak().with_attributes(attr::AK & !bit));
-        let refusal = Attestation::by(FakeTpm::with_keys(ek.clone(), ak)).refusal();
-        let HostRefusal::Ak(AkRefusal::Lacks { lacking, .. }) = &refusal else { panic!("{refusal}") };
-        assert_eq!(lacking.bits(), bit);
-        assert_eq!(refusal.code(), "ak-attributes");
-    }
-}
-
-#[test]
-fn an_ak_that_decrypts_or_cannot_sign_is_none() {
-    let ek = FakeTpm::new("host").ek;
-    let ak = FakeKey::new(Secret::p256("ak"), &Template::ak().with_attributes(attr::AK | attr::DECRYPT));
-    let refusal = Attestation::by(FakeTpm::with_keys(ek.clone(), ak)).refusal();
-    assert!(matches!(refusal, HostRefusal::Ak(AkRefusal::Decrypts { .. })), "{refusal}");
-    let ak = FakeKey::new(Secret::p256("ak"), &Template { with_scheme: false, ..Template::ak() });
-    let refusal = Attestation::by(FakeTpm::with_keys(ek, ak)).refusal();
-    assert!(matches!(refusal, HostRefusal::Ak(AkRefusal::Scheme { .. })), "{refusal}");
-}
-
-#[test]
-fn the_ek_is_not_the_ak() {
-    let mut a = Attestation::honest();
-    // The same key with an AK's attributes is still the EK's key.
-    let ak = FakeKey::new(a.tpm.ek.secret.clone(), &Template::ak());
-    a.ak = ak.public;
-    assert!(matches!(a.refusal(), HostRefusal::Ak(AkRefusal::IsTheEk { .. })));
 }
 
 #[test]
@@ -387,55 +326,6 @@ fn resets_and_restarts_are_reported_not_refused() {
 }
 
 #[test]
-fn the_host_key_cannot_leave_its_tpm() {
-    for bit in [attr::FIXED_TPM, attr::FIXED_PARENT, attr::SENSITIVE_DATA_ORIGIN, attr::SIGN] {
-        let mut a = Attestation::honest();
-        a.rekey(&Template::key().with_attributes(attr::KEY & !bit));
-        let refusal = a.refusal();
-        let HostRefusal::HostKey(KeyRefusal::Lacks { lacking, .. }) = &refusal else { panic!("{refusal}") };
-        assert_eq!(lacking.bits(), bit);
-        assert_eq!(refusal.code(), "key-attributes");
-    }
-    for bit in [attr::RESTRICTED, attr::DECRYPT] {
-        let mut a = Attestation::honest();
-        a.rekey(&Template::key().with_attributes(attr::KEY | bit));
-        assert!(matches!(a.refusal(), HostRefusal::HostKey(KeyRefusal::Forbidden { .. })));
-    }
-}
-
-#[test]
-fn the_certification_is_this_aks_and_of_this_key() {
-    // Certified by another host's AK.
-    let mut a = Attestation::honest();
-    let key = a.tpm.key("host key", &Template::key());
-    a.certified = FakeTpm::new("other host").certify(&key).unwrap();
-    let refusal = a.refusal();
-    assert!(
-        matches!(refusal, HostRefusal::HostKey(KeyRefusal::Signature(SignatureError::Mismatch { .. }))),
-        "{refusal}"
-    );
-    // A public area with an attribute that the certified object does not have.
-    let mut a = Attestation::honest();
-    let exportable = a.tpm.key("host key", &Template::key().with_attributes(attr::KEY & !attr::FIXED_TPM));
-    a.certified = a.tpm.certify(&exportable).unwrap();
-    let refusal = a.refusal();
-    assert!(matches!(refusal, HostRefusal::HostKey(KeyRefusal::OtherObject { .. })), "{refusal}");
-    // A quote in a certification's place.
-    let mut a = Attestation::honest();
-    a.certified = a.quote.clone();
-    assert_eq!(a.refusal(), HostRefusal::HostKey(KeyRefusal::NotACertification));
-}
-
-#[test]
-fn a_software_csr_does_not_pass_for_the_certified_key() {
-    let mut a = Attestation::honest();
-    a.csr_spki = Secret::p256("software key").spki().unwrap();
-    let refusal = a.refusal();
-    assert!(matches!(refusal, HostRefusal::HostKey(KeyRefusal::OtherKey { .. })), "{refusal}");
-    assert_eq!(refusal.code(), "key-not-in-csr");
-}
-
-#[test]
 fn a_refresh_speaks_for_its_host_and_moment() {
     let a = Attestation::honest();
     let last = a.appraise().unwrap().quote.clock;
@@ -453,112 +343,4 @@ fn a_refresh_speaks_for_its_host_and_moment() {
     assert_eq!(refused(&other, "host-1", &NONCE, &last), "quote-signature");
     let ahead = ClockInfo { reset_count: last.reset_count + 1, ..last };
     assert_eq!(refused(&ak, "host-1", &NONCE, &ahead), "quote-counters-backwards");
-}
-
-/// A crypto-agile log that extends these digests, one event each.
-fn event_log(events: &[(u32, [u8; 32])]) -> Vec<u8> {
-    let event = |pcr: u32, kind: u32, middle: &[u8], data: &[u8]| {
-        let size = (data.len() as u32).to_le_bytes();
-        [&pcr.to_le_bytes()[..], &kind.to_le_bytes(), middle, &size, data].concat()
-    };
-    let spec_id = b"Spec ID Event03\0\0\0\0\0\0\x02\0\x02\x01\0\0\0\x0b\0\x20\0\0";
-    let mut log = event(0, 3, &[0; 20], spec_id);
-    for (pcr, digest) in events {
-        log.extend(event(*pcr, 8, &[&[1, 0, 0, 0, 0x0b, 0], digest.as_slice()].concat(), b""));
-    }
-    log
-}
-
-#[test]
-fn an_event_log_is_held_against_the_quote() {
-    use sha2::{Digest, Sha256};
-    let extended = |digest: [u8; 32]| -> [u8; 32] {
-        Sha256::new().chain_update([0; 32]).chain_update(digest).finalize().into()
-    };
-    let mut tpm = FakeTpm::new("host");
-    for (pcr, digest) in [(0, [1; 32]), (4, [2; 32]), (7, [3; 32])] {
-        tpm.pcrs.insert(pcr, extended(digest));
-    }
-    let mut a = Attestation::by(tpm);
-    let honest = [(0, [1; 32]), (4, [2; 32]), (7, [3; 32])];
-    a.event_log = event_log(&honest);
-    let finding = a.appraise().unwrap().quote.event_log;
-    let EventLogFinding::Consistent { events: 3, matching, .. } = finding else { panic!("{finding:?}") };
-    assert_eq!(matching, PCRS);
-
-    // One event more, less, or other.
-    for events in [
-        vec![honest[0], honest[1], honest[2], (7, [9; 32])],
-        honest[..2].to_vec(),
-        vec![honest[0], honest[1], (7, [4; 32])],
-    ] {
-        a.event_log = event_log(&events);
-        let refusal = a.refusal();
-        let HostRefusal::Quote(QuoteRefusal::EventLogMismatch(mismatches)) = &refusal else {
-            panic!("{refusal}")
-        };
-        assert_eq!(mismatches.iter().map(|m| m.index).collect::<Vec<_>>(), [7]);
-        assert_eq!(refusal.code(), "event-log-mismatch");
-    }
-    // A log that does not parse is a lie, not an absence.
-    a.event_log = event_log(&honest);
-    a.event_log.truncate(100);
-    assert!(matches!(a.refusal(), HostRefusal::Quote(QuoteRefusal::EventLog(_))));
-    // One in the old form says nothing of this bank.
-    a.event_log = [&[0; 4][..], &[8, 0, 0, 0], &[0; 20], &[0; 4]].concat();
-    assert_eq!(a.appraise().unwrap().quote.event_log, EventLogFinding::Sha1Only);
-}
-
-#[test]
-fn no_bit_of_the_evidence_can_change() {
-    let honest = Attestation::honest();
-    let flipped = |pick: fn(&mut Attestation) -> &mut Vec<u8>| {
-        let mut a = Attestation::honest();
-        for at in 0..pick(&mut a).len() {
-            for bit in 0..8 {
-                pick(&mut a)[at] ^= 1 << bit;
-                let fell = match (Public::parse(&a.ek), Public::parse(&a.ak)) {
-                    (Ok(_), Ok(_)) => a.appraise().is_err(),
-                    _ => true,
-                };
-                assert!(fell, "bit {bit} of byte {at} changed, and the evidence still holds");
-                pick(&mut a)[at] ^= 1 << bit;
-            }
-        }
-        assert_eq!(a.quote, honest.quote);
-    };
-    flipped(|a| &mut a.quote.attest);
-    flipped(|a| &mut a.quote.signature);
-    flipped(|a| &mut a.ak);
-    flipped(|a| &mut a.key_public);
-    flipped(|a| &mut a.certified.attest);
-    flipped(|a| &mut a.certified.signature);
-    flipped(|a| &mut a.secret);
-    flipped(|a| &mut a.csr);
-    flipped(|a| &mut a.csr_spki);
-}
-
-#[test]
-fn evidence_cut_short_or_long_never_holds() {
-    fn pick(a: &mut Attestation, part: usize) -> &mut Vec<u8> {
-        match part {
-            0 => &mut a.quote.attest,
-            1 => &mut a.quote.signature,
-            2 => &mut a.key_public,
-            3 => &mut a.certified.attest,
-            _ => &mut a.certified.signature,
-        }
-    }
-    for part in 0..5 {
-        let mut a = Attestation::honest();
-        let whole = pick(&mut a, part).clone();
-        for len in 0..whole.len() {
-            *pick(&mut a, part) = whole[..len].to_vec();
-            assert!(a.appraise().is_err(), "part {part} cut to {len} bytes");
-        }
-        for tail in [vec![0], vec![0xff; 5], vec![0; 70_000]] {
-            *pick(&mut a, part) = [whole.as_slice(), &tail].concat();
-            assert!(a.appraise().is_err(), "part {part} with {} bytes more", tail.len());
-        }
-    }
 }

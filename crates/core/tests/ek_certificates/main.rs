@@ -1,131 +1,19 @@
-//! EK certificates attacked: each defect is refused for exactly its reason, each leniency is as narrow as it
-//! says.
+//! EK certificates attacked: each defect is refused for exactly its reason.
 #![allow(clippy::unwrap_used)]
 
-use std::sync::OnceLock;
+mod imports;
+mod leniency;
+mod maker;
 
 use hallmark_core::ek::templates::{self, EkTemplate, TemplateError};
-use hallmark_core::ek::{
-    CertificateFault, EkCertificate, EkError, EkRoots, Leniency, RootRefusal, RootRole, appraise_certificate,
-};
+use hallmark_core::ek::{CertificateFault, EkError, EkRoots, RootRole, appraise_certificate};
 use hallmark_core::tpm::Public;
 use hallmark_kit::faketpm::{FakeKey, FakeTpm, SHA384, Secret, Template, attr};
+use maker::{Ca, NOW, YEAR, appraise, at, ca_params, ek, leaf_params, patch, tcg_san};
 use rcgen::{
-    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, DnValue,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SubjectPublicKeyInfo,
+    BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose,
 };
-use time::OffsetDateTime;
-
-/// 2026-06-01
-const NOW: i64 = 1_780_272_000;
-const YEAR: i64 = 365 * 86_400;
-const EK_PURPOSE: [u64; 5] = [2, 23, 133, 8, 1];
-
-/// A CA with its key; `der` is what it shows.
-struct Ca {
-    issuer: Issuer<'static, KeyPair>,
-    der: Vec<u8>,
-}
-
-fn at(seconds: i64) -> OffsetDateTime {
-    OffsetDateTime::from_unix_timestamp(seconds).unwrap()
-}
-
-fn ca_params(name: &str, path_len: Option<u8>) -> CertificateParams {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.not_before = at(NOW - YEAR);
-    params.not_after = at(NOW + YEAR);
-    params.is_ca = IsCa::Ca(path_len.map_or(BasicConstraints::Unconstrained, BasicConstraints::Constrained));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    params
-}
-
-impl Ca {
-    fn root_by(params: CertificateParams) -> Self {
-        let key = KeyPair::generate().unwrap();
-        let der = params.self_signed(&key).unwrap().der().to_vec();
-        Self { issuer: Issuer::new(params, key), der }
-    }
-
-    fn root(name: &str) -> Self {
-        Self::root_by(ca_params(name, None))
-    }
-
-    fn below_by(&self, params: CertificateParams) -> Self {
-        let key = KeyPair::generate().unwrap();
-        let der = params.signed_by(&key, &self.issuer).unwrap().der().to_vec();
-        Self { issuer: Issuer::new(params, key), der }
-    }
-
-    fn below(&self, name: &str) -> Self {
-        self.below_by(ca_params(name, None))
-    }
-
-    fn sign(&self, spki: &[u8], params: CertificateParams) -> Vec<u8> {
-        let key = SubjectPublicKeyInfo::from_der(spki).unwrap();
-        params.signed_by(&key, &self.issuer).unwrap().der().to_vec()
-    }
-
-    fn pem(&self) -> String {
-        pem::encode(&pem::Pem::new("CERTIFICATE", self.der.clone()))
-    }
-
-    fn roots(&self) -> EkRoots {
-        let mut roots = EkRoots::new();
-        let report = roots.import_pem(&self.pem(), NOW);
-        assert_eq!(report.accepted.len(), 1, "{report:?}");
-        roots
-    }
-}
-
-/// A subjectAltName with one directoryName holding the TPM's manufacturer.
-fn tcg_san(manufacturer: &str, critical: bool) -> CustomExtension {
-    let content = yasna::construct_der(|w| {
-        w.write_sequence(|w| {
-            w.next().write_tagged(yasna::Tag::context(4), |w| {
-                w.write_sequence(|w| {
-                    w.next().write_set(|w| {
-                        w.next().write_sequence(|w| {
-                            w.next()
-                                .write_oid(&yasna::models::ObjectIdentifier::from_slice(&[2, 23, 133, 2, 1]));
-                            w.next().write_utf8_string(manufacturer);
-                        });
-                    });
-                });
-            });
-        });
-    });
-    let mut san = CustomExtension::from_oid_content(&[2, 5, 29, 17], content);
-    san.set_criticality(critical);
-    san
-}
-
-fn leaf_params() -> CertificateParams {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.not_before = at(NOW - YEAR);
-    params.not_after = at(NOW + YEAR);
-    params.is_ca = IsCa::ExplicitNoCa;
-    params.key_usages = vec![KeyUsagePurpose::KeyAgreement];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(EK_PURPOSE.to_vec())];
-    params.custom_extensions = vec![tcg_san("id:FFFFF1D0", true)];
-    params
-}
-
-fn ek() -> (Public, Vec<u8>) {
-    static EK: OnceLock<(Public, Vec<u8>)> = OnceLock::new();
-    EK.get_or_init(|| {
-        let ek = FakeTpm::new("host").ek;
-        (Public::parse(&ek.public).unwrap(), ek.secret.spki().unwrap())
-    })
-    .clone()
-}
-
-fn appraise(chain: &[Vec<u8>], vendor: &EkRoots) -> Result<EkCertificate, EkError> {
-    appraise_certificate(chain, &ek().0, vendor, &EkRoots::new(), NOW)
-}
 
 #[test]
 fn a_certificate_leads_to_its_root_over_what_the_host_sends() {
@@ -362,100 +250,6 @@ fn software_tpms_are_told_apart() {
 }
 
 #[test]
-fn padding_is_one_repeated_byte_and_nothing_else() {
-    let root = Ca::root("Vendor Root");
-    let leaf = root.sign(&ek().1, leaf_params());
-    let padded = |tail: &[u8]| appraise(&[[leaf.as_slice(), tail].concat()], &root.roots());
-    assert_eq!(padded(&[]).unwrap().leniencies, []);
-    assert_eq!(padded(&[0xff; 500]).unwrap().leniencies, [Leniency::NvPadding { fill: 0xff }]);
-    assert_eq!(padded(&[0; 500]).unwrap().leniencies, [Leniency::NvPadding { fill: 0 }]);
-    for tail in [&[0xff, 0][..], &[0, 0xff], &[0xfe], &[0xff, 0xff, 1], &[0x30, 0]] {
-        let refused = padded(tail).unwrap_err();
-        let EkError::Certificate { number: 1, fault: CertificateFault::Trailing { len } } = refused else {
-            panic!("{refused}")
-        };
-        assert_eq!(len, tail.len());
-    }
-    let refused = padded(&vec![0xff; 9000]).unwrap_err();
-    assert!(
-        matches!(refused, EkError::Certificate { fault: CertificateFault::TooLong { .. }, .. }),
-        "{refused}"
-    );
-}
-
-#[test]
-fn oddities_are_named() {
-    let root = Ca::root("Vendor Root");
-    let mut params = leaf_params();
-    params.custom_extensions = vec![tcg_san("id:FFFFF1D0", false)];
-    let appraised = appraise(&[root.sign(&ek().1, params)], &root.roots()).unwrap();
-    assert_eq!(appraised.leniencies, [Leniency::EmptySubjectPlainSan]);
-
-    let mut params = leaf_params();
-    params.is_ca = IsCa::NoCa;
-    let written_out = CustomExtension::from_oid_content(&[2, 5, 29, 19], vec![0x30, 3, 1, 1, 0]);
-    params.custom_extensions.push(written_out);
-    let appraised = appraise(&[root.sign(&ek().1, params)], &root.roots()).unwrap();
-    assert_eq!(appraised.leniencies, [Leniency::ExplicitFalse]);
-
-    // The root calls itself in PrintableString, its issuer field is in UTF8String.
-    let key = KeyPair::generate().unwrap();
-    let mut printable = ca_params("", None);
-    printable.distinguished_name = DistinguishedName::new();
-    let name = DnValue::PrintableString("Vendor Root".try_into().unwrap());
-    printable.distinguished_name.push(DnType::CommonName, name);
-    let der = printable.self_signed(&key).unwrap().der().to_vec();
-    let printable = Ca { issuer: Issuer::new(ca_params("Vendor Root", None), key), der };
-    let leaf = printable.sign(&ek().1, leaf_params());
-    assert_eq!(appraise(&[leaf], &printable.roots()).unwrap().leniencies, [Leniency::NameStringType]);
-    // Characters count: another case is another name.
-    let mut other_case = Ca::root("vendor root");
-    std::mem::swap(&mut other_case.der, &mut Ca::root("Vendor Root").der);
-    let leaf = other_case.sign(&ek().1, leaf_params());
-    assert!(matches!(appraise(&[leaf], &other_case.roots()), Err(EkError::UnknownIssuer { .. })));
-}
-
-/// Replaces one byte string by another of the same length, wherever it is.
-fn patch(der: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
-    let mut out = der.to_vec();
-    for at in 0..=der.len() - from.len() {
-        if &der[at..at + from.len()] == from {
-            out[at..at + to.len()].copy_from_slice(to);
-        }
-    }
-    out
-}
-
-#[test]
-fn broken_hashes_are_refused_before_anything_else() {
-    // sha256WithRSAEncryption is 1.2.840.113549.1.1.11; the same arc holds the broken ones.
-    let key = KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).unwrap();
-    let params = ca_params("Vendor Root", None);
-    let der = params.self_signed(&key).unwrap().der().to_vec();
-    let root = Ca { issuer: Issuer::new(params, key), der };
-    let leaf = root.sign(&ek().1, leaf_params());
-    appraise(std::slice::from_ref(&leaf), &root.roots()).unwrap();
-    let oid = |arc| [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, arc];
-    for (arc, name) in
-        [(2, "md2WithRSAEncryption"), (4, "md5WithRSAEncryption"), (5, "sha1WithRSAEncryption")]
-    {
-        let refused = appraise(&[patch(&leaf, &oid(11), &oid(arc))], &root.roots()).unwrap_err();
-        let EkError::Certificate { fault: CertificateFault::WeakSignature { algorithm }, .. } = refused
-        else {
-            panic!("{refused}")
-        };
-        assert_eq!(algorithm, name);
-        // And not even as a root, where no one else vouches for it.
-        let weak = patch(&root.der, &oid(11), &oid(arc));
-        let report = EkRoots::new().import_pem(&pem::encode(&pem::Pem::new("CERTIFICATE", weak)), NOW);
-        assert_eq!(
-            report.refused[0].why,
-            RootRefusal::Certificate(CertificateFault::WeakSignature { algorithm: name })
-        );
-    }
-}
-
-#[test]
 fn the_signature_algorithm_is_known_and_said_twice_alike() {
     let root = Ca::root("Vendor Root");
     let leaf = root.sign(&ek().1, leaf_params());
@@ -476,88 +270,6 @@ fn the_signature_algorithm_is_known_and_said_twice_alike() {
         matches!(refused, EkError::Certificate { fault: CertificateFault::Malformed { .. }, .. }),
         "{refused}"
     );
-}
-
-#[test]
-fn imports_say_what_they_refuse_and_why() {
-    let root = Ca::root("Vendor Root");
-    let mut expired = ca_params("Expired Root", None);
-    expired.not_after = at(NOW - 1);
-    let expired = Ca::root_by(expired);
-    let not_ca = {
-        let key = KeyPair::generate().unwrap();
-        let mut params = ca_params("No CA", None);
-        params.is_ca = IsCa::NoCa;
-        pem::encode(&pem::Pem::new("CERTIFICATE", params.self_signed(&key).unwrap().der().to_vec()))
-    };
-    let mut broken = root.der.clone();
-    *broken.last_mut().unwrap() ^= 1;
-    let broken = pem::encode(&pem::Pem::new("CERTIFICATE", broken));
-    let orphan = Ca::root("Absent Root").below("Orphan");
-    let bundle = [
-        root.pem(),
-        "commentary: between, blocks".into(),
-        root.pem(),
-        expired.pem(),
-        not_ca,
-        broken,
-        orphan.pem(),
-        pem::encode(&pem::Pem::new("CERTIFICATE", vec![0x30, 0x03, 1, 1, 0])),
-        "-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----".into(),
-        "-----BEGIN CERTIFICATE-----\nMIIB".into(),
-    ]
-    .join("\n");
-    let mut roots = EkRoots::new();
-    let report = roots.import_pem(&bundle, NOW);
-    assert_eq!(report.accepted.len(), 1);
-    let refused: Vec<String> = report.refused.iter().map(|r| format!("{} | {}", r.subject, r.why)).collect();
-    assert_eq!(refused.len(), 8, "{refused:#?}");
-    let why = |subject: &str| &report.refused.iter().find(|r| r.subject == subject).unwrap().why;
-    assert!(matches!(why("CN=Expired Root"), RootRefusal::Unfit(EkError::Expired { .. })));
-    assert!(matches!(why("CN=No CA"), RootRefusal::Unfit(EkError::NotACa { .. })));
-    assert!(matches!(why("CN=Orphan"), RootRefusal::IssuerAbsent { .. }));
-    assert!(matches!(
-        why("certificate 7 of the bundle"),
-        RootRefusal::Certificate(CertificateFault::Malformed { .. })
-    ));
-    assert_eq!(why("certificate 8 of the bundle"), &RootRefusal::Pem);
-    assert_eq!(why("certificate 9 of the bundle"), &RootRefusal::Pem);
-    let of_root: Vec<_> = report.refused.iter().filter(|r| r.subject == "CN=Vendor Root").collect();
-    assert_eq!(of_root.len(), 2);
-    assert_eq!(of_root[0].why, RootRefusal::Duplicate);
-    assert!(matches!(of_root[1].why, RootRefusal::Unfit(EkError::BadSignature { .. })));
-    // An intermediate with a false signature by a known CA is not an orphan.
-    let liar = Ca::root("Vendor Root").below("Liar");
-    let report = roots.import_anchors_pem(&liar.pem(), NOW);
-    assert!(report.accepted.is_empty(), "{report:?}");
-    assert!(matches!(report.refused[0].why, RootRefusal::Unfit(EkError::BadSignature { .. })));
-}
-
-#[test]
-fn an_intermediate_does_not_outlive_its_root_as_an_anchor() {
-    let mut params = ca_params("Short Root", None);
-    params.not_after = at(NOW + 1);
-    let root = Ca::root_by(params);
-    let middle = root.below("Long Issuing");
-    let last = middle.below("Long Last");
-    let mut roots = root.roots();
-    roots.import_pem(&[middle.pem(), last.pem()].join("\n"), NOW);
-    let kept = roots.to_pem();
-    let mut again = EkRoots::new();
-    assert_eq!(again.import_anchors_pem(&kept, NOW + 1).accepted.len(), 3);
-    // Once the root has ended, what is read back holds nothing.
-    let mut later = EkRoots::new();
-    let report = later.import_anchors_pem(&kept, NOW + 2);
-    assert!(report.accepted.is_empty() && later.is_empty());
-    let why: Vec<_> = report.refused.iter().map(|r| &r.why).collect();
-    assert!(matches!(
-        why[..],
-        [
-            RootRefusal::Unfit(EkError::Expired { .. }),
-            RootRefusal::IssuerRefused { .. },
-            RootRefusal::IssuerRefused { .. }
-        ]
-    ));
 }
 
 #[test]
