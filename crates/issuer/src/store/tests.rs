@@ -95,6 +95,10 @@ async fn records_are_numbered_without_gaps_and_a_refused_request_leaves_none() {
     numbers.sort_unstable();
     assert_eq!(numbers, (1..=150).collect::<Vec<u64>>());
     assert_eq!(store.records(0, 1000, None, None).await.unwrap().len(), 150);
+    let numbers = async |after| -> Vec<u64> {
+        store.records(after, 2, None, None).await.unwrap().iter().map(|r| r.number).collect()
+    };
+    assert_eq!((numbers(0).await, numbers(3).await), (vec![149, 150], vec![4, 5]), "the latest, or the next");
     assert_eq!(store.live_instances(20).await.unwrap().len(), 150);
 }
 
