@@ -46,15 +46,17 @@ pub(crate) struct Cli {
     )]
     pub(crate) socket: PathBuf,
 
-    /// Tables for people, or JSON for programs
+    /// Answers as a table for people, or as json for programs (errors too)
     #[arg(
+        hide_possible_values = true,
         short, long, global = true, value_name = "FORMAT", value_enum, default_value_t = Format::Table,
         help_heading = "Output"
     )]
     pub(crate) output: Format,
 
-    /// When to use colours
+    /// Colours: auto (on a terminal, unless NO_COLOR is set), always or never
     #[arg(
+        hide_possible_values = true,
         long, global = true, value_name = "WHEN", value_enum, default_value_t = Colour::Auto,
         help_heading = "Output"
     )]

@@ -6,6 +6,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use hallmark_core::tier::Tier;
 use zeroize::Zeroizing;
 
@@ -34,23 +36,32 @@ impl Content {
 
 /// One certificate as PEM.
 pub(crate) fn certificate_pem(der: &[u8]) -> String {
-    pem("CERTIFICATE", der)
+    let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    pem::encode_config(&pem::Pem::new("CERTIFICATE", der), config)
 }
 
-/// A PKCS#8 private key as PEM.
+/// A PKCS#8 private key as PEM (RFC 7468 section 10). Written here, in one buffer that is wiped: a general
+/// encoder leaves copies behind.
 pub(crate) fn key_content(name: &str, pkcs8: &[u8]) -> Content {
-    Content::new(name, PRIVATE, pem("PRIVATE KEY", pkcs8).into_bytes())
+    const LINE: usize = 64;
+    // Three bytes give four characters; a line's worth more for the newlines and the two boundaries.
+    let mut text = Zeroizing::new(Vec::with_capacity(pkcs8.len() * 2 + 4 * LINE));
+    let mut line = Zeroizing::new([0; LINE]);
+    text.extend_from_slice(b"-----BEGIN PRIVATE KEY-----\n");
+    for part in pkcs8.chunks(LINE / 4 * 3) {
+        // The buffer holds what a line's worth of bytes encodes to.
+        let len = STANDARD.encode_slice(part, line.as_mut_slice()).unwrap_or(0);
+        text.extend_from_slice(&line[..len]);
+        text.push(b'\n');
+    }
+    text.extend_from_slice(b"-----END PRIVATE KEY-----\n");
+    Content { name: name.to_owned(), mode: PRIVATE, bytes: text }
 }
 
 /// Certificates as one PEM file.
 pub(crate) fn chain_content<'a>(name: &str, chain: impl IntoIterator<Item = &'a [u8]>) -> Content {
     let pem: String = chain.into_iter().map(certificate_pem).collect();
     Content::new(name, PUBLIC, pem.into_bytes())
-}
-
-fn pem(label: &str, der: &[u8]) -> String {
-    let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
-    pem::encode_config(&pem::Pem::new(label, der), config)
 }
 
 /// The files for each way to trust: `bundle.pem` (every tier), `tier-T.pem` (T alone) and
@@ -237,6 +248,18 @@ mod tests {
         assert_eq!(fs::read_to_string(dir.path().join("a")).unwrap(), "3");
         dir.remove().unwrap();
         assert!(!dir.path().exists());
+    }
+
+    #[test]
+    fn keys_are_written_as_others_write_them() {
+        for len in [1, 47, 48, 49, 138, 1_000] {
+            let der: Vec<u8> = (0..len).map(|n: u32| n as u8).collect();
+            let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+            let expected = pem::encode_config(&pem::Pem::new("PRIVATE KEY", der.clone()), config);
+            let content = key_content("key.pem", &der);
+            assert_eq!(std::str::from_utf8(&content.bytes).unwrap(), expected);
+            assert!(content.bytes.len() <= der.len() * 2 + 256, "it was not moved while it grew");
+        }
     }
 
     #[test]

@@ -250,7 +250,7 @@ fn doctor_merges_both_eyes() {
             .clone()
     };
     assert_eq!(
-        (result("ca.pin"), result("CA keys"), result("admin socket")),
+        (result("ca.pin"), result("CA keys"), result("issuer answers")),
         ("failure".into(), "warning".into(), "ok".into())
     );
 

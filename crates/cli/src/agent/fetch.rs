@@ -142,6 +142,7 @@ fn write(identity: &Identity, dir: &mut LinkedDir, args: &FetchArgs, output: &Ou
         custody: identity.custody.to_string(),
         not_after: Moment(identity.not_after),
         key_written: args.with_key && !identity.is_hardware_held(),
+        watching: args.watch,
     })
 }
 
@@ -155,6 +156,8 @@ struct Fetched {
     custody: String,
     not_after: Moment,
     key_written: bool,
+    /// Whether this command goes on, and with it the instance.
+    watching: bool,
 }
 
 impl Present for Fetched {

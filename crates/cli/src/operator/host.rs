@@ -201,6 +201,8 @@ fn dash(text: &str) -> &str {
 impl Present for HostView {
     fn present(&self, page: &mut Page) {
         let now = now();
+        // A host with a join token has none of these.
+        let tpm = |text: String| if self.clock_ms > 0 { text } else { String::new() };
         page.facts(&[
             ("host", word(&self.host_id)),
             ("state", word(if self.pending { "pending: allowed, not yet enrolled" } else { "enrolled" })),
@@ -216,15 +218,11 @@ impl Present for HostView {
             ("highest tier", word(dash(&self.highest_tier))),
             ("PCR policy", word(dash(&self.pcr_policy))),
             ("event log", word(dash(&self.event_log))),
+            ("TPM clock", word(tpm(span(self.clock_ms / 1_000)))),
+            ("TPM resets", word(tpm(self.reset_count.to_string()))),
+            ("TPM restarts", word(tpm(self.restart_count.to_string()))),
+            ("TPM firmware", word(tpm(format!("{:#018x}", self.firmware_version)))),
         ]);
-        if self.clock_ms > 0 {
-            page.facts(&[
-                ("TPM clock", word(span(self.clock_ms / 1000))),
-                ("resets", word(self.reset_count)),
-                ("restarts", word(self.restart_count)),
-                ("firmware", word(format!("{:#018x}", self.firmware_version))),
-            ]);
-        }
         if !self.unmet.is_empty() {
             page.gap();
             let rows = self.unmet.iter().map(|u| vec![toned(Tone::Bad, &u.code), word(&u.detail)]);

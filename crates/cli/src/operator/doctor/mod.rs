@@ -105,17 +105,21 @@ impl Report {
     }
 }
 
-/// What the issuer says of itself, and its socket and configuration.
+/// What the issuer says of itself, and its socket and configuration as they look from here.
 async fn issuer_side(admin: &Path, config: &Path, report: &mut Report) {
     const SCOPE: &str = "issuer";
-    paths::socket(SCOPE, "admin socket", admin, "hallmark-issuer", report);
-    config::examine(SCOPE, config, report);
+    let mut local = Report { checks: Vec::new() };
+    paths::socket(SCOPE, "admin socket", admin, "hallmark-issuer", &mut local);
+    config::examine(SCOPE, config, &mut local);
     let answer = match admin::connect(admin).await {
         Ok(mut issuer) => issuer.doctor(DoctorRequest {}).await.map_err(admin::failed),
         Err(failure) => Err(failure),
     };
     match answer {
         Ok(answer) => {
+            // The issuer examines its own files too; what is well need not be said twice.
+            local.checks.retain(|check| check.result != Outcome::Ok);
+            report.ok(SCOPE, "issuer answers", format!("on {}", admin.display()));
             for check in answer.into_inner().checks {
                 let result = match check.result.as_str() {
                     "ok" => Outcome::Ok,
@@ -127,9 +131,10 @@ async fn issuer_side(admin: &Path, config: &Path, report: &mut Report) {
             }
         }
         Err(failure) => {
-            report.fail(SCOPE, "issuer answers", failure.message, failure.remedy.unwrap_or_default())
+            report.fail(SCOPE, "issuer answers", failure.message, failure.remedy.unwrap_or_default());
         }
     }
+    report.checks.append(&mut local.checks);
 }
 
 /// What the host daemon says of itself, and its socket, configuration and devices.
