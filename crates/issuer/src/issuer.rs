@@ -314,41 +314,50 @@ impl Issuer {
         self.hub.send_each(|host| convert::registrations_update(next.for_host(host)));
     }
 
-    /// Takes an instance id for an agent on a host, or confirms it.
+    /// Checks that an instance id is free, or this agent's on this host.
     ///
     /// # Errors
     /// The id belongs to another agent or host.
-    pub fn claim_instance(
-        &self,
-        id: InstanceId,
-        agent: &AgentName,
-        host: &HostId,
-        now: i64,
-    ) -> Result<(), String> {
-        /// Longer than any credential lives.
-        const HELD: i64 = 5 * 3600;
-        let mut instances = self.instances.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(owner) = instances.get_mut(&id) {
-            if owner.agent != *agent || owner.host != *host {
-                return Err(format!("instance {id} belongs to another agent or host"));
+    pub fn check_instance(&self, id: InstanceId, agent: &AgentName, host: &HostId) -> Result<(), String> {
+        match self.lock_instances().get(&id) {
+            Some(owner) if owner.agent != *agent || owner.host != *host => {
+                Err(format!("instance {id} belongs to another agent or host"))
             }
+            _ => Ok(()),
+        }
+    }
+
+    /// Holds an instance id for an agent on a host, for longer than any credential lives. Only what was
+    /// granted is held, so that refused requests fill nothing.
+    pub fn hold_instance(&self, id: InstanceId, agent: &AgentName, host: &HostId, now: i64) {
+        const HELD: i64 = 5 * 3600;
+        let mut instances = self.lock_instances();
+        if let Some(owner) = instances.get_mut(&id) {
             owner.until = now + HELD;
-            return Ok(());
+            return;
         }
         if instances.len() % 4096 == 4095 {
             instances.retain(|_, owner| owner.until > now);
         }
         instances.insert(id, Owner { agent: agent.clone(), host: host.clone(), until: now + HELD });
-        Ok(())
     }
 
-    /// Forgets an instance of this host, and says which agent's it was.
-    pub fn release_instance(&self, id: InstanceId, host: &HostId) -> Option<AgentName> {
-        let mut instances = self.instances.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if instances.get(&id)?.host != *host {
-            return None;
+    /// Whose an instance is, if it is this host's.
+    pub fn instance_agent(&self, id: InstanceId, host: &HostId) -> Option<AgentName> {
+        let instances = self.lock_instances();
+        instances.get(&id).filter(|owner| owner.host == *host).map(|owner| owner.agent.clone())
+    }
+
+    /// Forgets instances that have ended.
+    pub fn forget_instances(&self, ids: &[InstanceId]) {
+        let mut instances = self.lock_instances();
+        for id in ids {
+            instances.remove(id);
         }
-        instances.remove(&id).map(|owner| owner.agent)
+    }
+
+    fn lock_instances(&self) -> std::sync::MutexGuard<'_, HashMap<InstanceId, Owner>> {
+        self.instances.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// A certificate was revoked: new CRLs should be written soon.

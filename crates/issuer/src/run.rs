@@ -37,6 +37,8 @@ const OWN_SVID_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 const DRAIN: Duration = Duration::from_secs(10);
 /// Largest message from a host: 64 items, each with evidence, or one event log.
 const MAX_MESSAGE: usize = 8 << 20;
+/// Largest message of an attestation, which strangers may send: evidence with an event log.
+const MAX_ATTESTATION: usize = 3 << 20;
 /// Calls at once on one host's connection.
 const STREAMS: u32 = 256;
 /// How often the CA key proves that it signs.
@@ -68,7 +70,9 @@ pub async fn run(config: Config, dev: bool, level: LogLevel) -> anyhow::Result<(
         let server = Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .max_concurrent_streams(STREAMS)
-            .add_service(HostAttestationServer::new(services.clone()).max_decoding_message_size(MAX_MESSAGE))
+            .add_service(
+                HostAttestationServer::new(services.clone()).max_decoding_message_size(MAX_ATTESTATION),
+            )
             .add_service(IssuanceServer::new(services.clone()).max_decoding_message_size(MAX_MESSAGE))
             .add_service(HostLinkServer::new(services))
             .add_service(health_service.clone())

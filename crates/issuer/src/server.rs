@@ -12,6 +12,7 @@ use hallmark_proto::issuer::host_attestation_server::HostAttestation;
 use hallmark_proto::issuer::host_link_server::HostLink;
 use hallmark_proto::issuer::issuance_server::Issuance;
 use hallmark_proto::tls::PeerInfo;
+use tokio::sync::Semaphore;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -22,16 +23,20 @@ use crate::{convert, status};
 /// Longest an attestation may take, from hello to evidence: a hardware TPM needs a few seconds.
 const ATTEST_DEADLINE: Duration = Duration::from_secs(60);
 
+/// Attestations under way at one time: strangers can begin one, and each may hold an event log.
+const ATTESTATIONS: usize = 64;
+
 /// The services for hosts.
 #[derive(Clone, Debug)]
 pub struct HostServices {
     issuer: Arc<Issuer>,
+    attestations: Arc<Semaphore>,
 }
 
 impl HostServices {
     /// Services of this issuer.
     pub fn new(issuer: Arc<Issuer>) -> Self {
-        Self { issuer }
+        Self { issuer, attestations: Arc::new(Semaphore::new(ATTESTATIONS)) }
     }
 }
 
@@ -64,6 +69,9 @@ impl HostAttestation for HostServices {
         request: Request<Streaming<wire::AttestRequest>>,
     ) -> Result<Response<Self::AttestStream>, Status> {
         let issuer = self.issuer.clone();
+        let permit = self.attestations.clone().try_acquire_owned();
+        let permit =
+            permit.map_err(|_| Status::resource_exhausted("too many attestations at once; try again"))?;
         let remote = remote(&request);
         let requests = request.into_inner();
         let (answers, stream) = tokio::sync::mpsc::channel(2);
@@ -79,6 +87,7 @@ impl HostAttestation for HostServices {
             };
             // A host that has gone away needs no answer.
             let _ = answers.send(last).await;
+            drop(permit);
         });
         Ok(Response::new(ReceiverStream::new(stream).boxed()))
     }

@@ -28,7 +28,9 @@ use crate::{convert, sha256};
 const MAX_CHAIN: usize = 6;
 const MAX_CERTIFICATE: usize = 8192;
 /// Largest event log.
-const MAX_EVENT_LOG: usize = 4 << 20;
+const MAX_EVENT_LOG: usize = 2 << 20;
+/// How long a stream may be open without a hello: strangers can open streams.
+const HELLO_DEADLINE: std::time::Duration = std::time::Duration::from_secs(5);
 /// Longest join token.
 const MAX_TOKEN: usize = 256;
 
@@ -136,7 +138,9 @@ pub async fn attest(
     mut requests: Streaming<wire::AttestRequest>,
     answers: &Answers,
 ) -> Result<wire::HostAttested, AttestRefusal> {
-    let hello = hello(&mut requests).await?;
+    let hello = tokio::time::timeout(HELLO_DEADLINE, hello(&mut requests))
+        .await
+        .map_err(|_| AttestRefusal::Protocol("no hello came".to_owned()))??;
     let host: HostId = hello.host_id.parse().map_err(|e| AttestRefusal::Protocol(format!("host id: {e}")))?;
     let version: String = hello.version.chars().filter(|c| !c.is_control()).take(64).collect();
     let result = match hello.proof {
@@ -149,7 +153,7 @@ pub async fn attest(
         None => Err(AttestRefusal::Protocol("the hello holds no proof".to_owned())),
     };
     if let Err(refusal) = &result {
-        tracing::warn!(host_id = %host, remote, code = refusal.code(), reason = %refusal, "host refused");
+        tracing::warn!(host_id = %host, remote, code = refusal.code(), reason = ?refusal.to_string(), "host refused");
         issuer.counters().refused();
         let _ = issuer.store().record(refused_entry(issuer, &host, refusal)).await;
     }

@@ -107,6 +107,12 @@ fn decide_one(issuer: &Issuer, snapshot: &Snapshot, item: wire::IssueItem) -> De
     });
     let (entry, instance, outcome) = match result {
         Ok((appraised, grant, signed)) => {
+            issuer.hold_instance(
+                signed.instance(),
+                appraised.registered.registration.name(),
+                &snapshot.host.host_id,
+                snapshot.now,
+            );
             let entry = issued_entry(snapshot, &item, &appraised, &grant, &signed);
             let row = NewInstance {
                 instance_id: signed.instance(),
@@ -120,7 +126,10 @@ fn decide_one(issuer: &Issuer, snapshot: &Snapshot, item: wire::IssueItem) -> De
             };
             (entry, Some(row), Ok(signed))
         }
-        Err(denial) => (refused_entry(snapshot, &item, instance, &denial), None, Err(denial)),
+        Err(denial) => {
+            log_refused(snapshot, &item, instance, &denial);
+            (refused_entry(snapshot, &item, instance, &denial), None, Err(denial))
+        }
     };
     Decided { entry, instance, outcome }
 }
@@ -145,7 +154,7 @@ fn appraise(
         retryable: false,
     })?;
     issuer
-        .claim_instance(instance, &name, &snapshot.host.host_id, snapshot.now)
+        .check_instance(instance, &name, &snapshot.host.host_id)
         .map_err(|e| malformed("instance-id", e))?;
     let csr = Csr::parse(&item.csr).map_err(|e| malformed("csr", e))?;
     csr.check_san(&snapshot.spiffe_id(&name)).map_err(|e| malformed("csr", e))?;
@@ -217,6 +226,16 @@ fn sign(issuer: &Issuer, grant: &Grant, now: i64) -> Result<Signed, Denial> {
 
 fn wire_unmet(code: &str, detail: impl std::fmt::Display) -> wire::Unmet {
     wire::Unmet { code: code.to_owned(), detail: detail.to_string() }
+}
+
+/// What a host says of itself is shown escaped: a line of the log stays one line.
+fn log_refused(snapshot: &Snapshot, item: &wire::IssueItem, instance: Option<InstanceId>, denial: &Denial) {
+    let agent: String = item.agent.chars().take(64).collect();
+    let unmet: Vec<&str> = denial.unmet.iter().map(|u| u.code.as_str()).collect();
+    tracing::info!(
+        host_id = %snapshot.host.host_id, agent = ?agent, instance = instance.map(|i| i.to_string()),
+        reason = denial.code, unmet = unmet.join(","), "refused"
+    );
 }
 
 fn malformed(code: &'static str, problem: impl std::fmt::Display) -> Denial {

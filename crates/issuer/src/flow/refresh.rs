@@ -28,7 +28,7 @@ pub async fn refresh(
 ) -> Result<wire::RefreshAccepted, AttestRefusal> {
     let result = run(issuer, host, requests, answers).await;
     if let Err(refusal) = &result {
-        tracing::warn!(host_id = %host, code = refusal.code(), reason = %refusal, "quote refused");
+        tracing::warn!(host_id = %host, code = refusal.code(), reason = ?refusal.to_string(), "quote refused");
         issuer.counters().refused();
         let entry = Record {
             host: Some(host.as_str()),

@@ -31,8 +31,10 @@ pub async fn retire(
     let now = issuer.now();
     let reason = REASONS.into_iter().find(|r| *r == reason).unwrap_or("other");
     let mut writes = Vec::with_capacity(2 * instances.len());
+    let mut ended = Vec::with_capacity(instances.len());
     for instance in instances {
-        let Some(agent) = issuer.release_instance(instance, host) else { continue };
+        let Some(agent) = issuer.instance_agent(instance, host) else { continue };
+        ended.push(instance);
         let entry = Record {
             host: Some(host.as_str()),
             agent: Some(agent.as_str()),
@@ -53,6 +55,7 @@ pub async fn retire(
     }
     if !writes.is_empty() {
         issuer.store().commit(writes).await?;
+        issuer.forget_instances(&ended);
         issuer.crl_is_due();
     }
     Ok(())
