@@ -70,7 +70,7 @@ pub(super) fn agent(raw: RawAgent, faults: &mut Faults) -> Option<Registration> 
     if faults.list.len() > before {
         return None;
     }
-    Some(Registration {
+    let registration = Registration {
         name: name?,
         owner: owner?,
         tier: tier?,
@@ -81,7 +81,9 @@ pub(super) fn agent(raw: RawAgent, faults: &mut Faults) -> Option<Registration> 
         dns_names: dns_names?,
         description: description?,
         capabilities: capabilities?,
-    })
+        digest: [0; 32],
+    };
+    Some(registration.with_digest())
 }
 
 fn check_owner(owner: String, faults: &mut Faults) -> Option<String> {

@@ -69,6 +69,8 @@ pub struct Registration {
     dns_names: BTreeSet<String>,
     description: String,
     capabilities: CapabilitySet,
+    /// Of the canonical text; kept, because every issuance names it.
+    digest: [u8; 32],
 }
 
 /// The key that a registration demands.
@@ -155,7 +157,12 @@ impl Registration {
 
     /// SHA-256 of the canonical text.
     pub fn digest(&self) -> [u8; 32] {
-        Sha256::digest(self.canonical().as_bytes()).into()
+        self.digest
+    }
+
+    fn with_digest(mut self) -> Self {
+        self.digest = Sha256::digest(self.canonical().as_bytes()).into();
+        self
     }
 }
 

@@ -78,6 +78,9 @@ fn the_canonical_text_is_one_for_one_meaning() {
     let full = full.unwrap().remove(0);
     assert_eq!(plain.canonical(), full.canonical());
     assert_eq!(plain.digest(), full.digest());
+    assert_eq!(plain.digest(), <[u8; 32]>::from(Sha256::digest(plain.canonical())));
+    let other = parse(&agent(&[("hosts", r#"["b"]"#)])).unwrap().remove(0);
+    assert_ne!(plain.digest(), other.digest());
     assert_eq!(
         plain.canonical(),
         concat!(
