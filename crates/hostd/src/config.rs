@@ -144,7 +144,7 @@ pub struct Config {
     pub limits: Limits,
     /// Log form.
     pub log_format: LogFormat,
-    /// Log filter, in `tracing` syntax.
+    /// Log filter: `LEVEL[,TARGET=LEVEL…]`.
     pub log_level: String,
 }
 
@@ -296,7 +296,7 @@ impl Faults {
         let socket = self.socket(raw.agent_socket);
         let limits = self.limits(&raw.limits);
         let log_level = raw.log.level.unwrap_or_else(|| "info".to_owned());
-        if let Err(e) = tracing_subscriber::EnvFilter::try_new(&log_level) {
+        if let Err(e) = crate::logging::targets(&log_level) {
             self.note("log.level", format!("{e}; write e.g. \"info\" or \"info,hallmark_hostd=debug\""));
         }
         Some(Config {

@@ -11,7 +11,7 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
-use crate::agents::{Agents, ServeError, Socket, serve};
+use crate::agents::{Agents, Socket, SocketError, serve};
 use crate::config::{Config, Pkcs11Config, Proof, SocketConfig};
 use crate::keys::{KeyError, KeyStore, KeyStores, Pkcs11Keys, TpmKeys};
 use crate::link::attester::{AttestError, Attester};
@@ -73,7 +73,7 @@ pub enum DaemonError {
     Key(#[from] KeyError),
     /// The agents' socket.
     #[error("agent_socket: {0}")]
-    Serve(#[from] ServeError),
+    Socket(#[from] SocketError),
     /// The socket's group.
     #[error("agent_socket.group: there is no group {0:?}")]
     Group(String),
@@ -188,7 +188,7 @@ impl Signals {
         agents: &Arc<Agents>,
         mut config: Config,
         log: &LogLevel,
-        server: &mut tokio::task::JoinHandle<Result<(), ServeError>>,
+        server: &mut tokio::task::JoinHandle<()>,
     ) -> Result<(), DaemonError> {
         let mut standing = agents.state().standing.subscribe();
         let mut tick = tokio::time::interval(watchdog().unwrap_or(Duration::from_secs(60)));
@@ -198,7 +198,7 @@ impl Signals {
                 _ = self.interrupt.recv() => return Ok(()),
                 _ = self.hangup.recv() => config = reload(agents, config, log),
                 result = &mut *server => return match result {
-                    Ok(result) => result.map_err(Into::into),
+                    Ok(()) => Ok(()),
                     Err(error) => Err(DaemonError::System { what: "agent server", error: error.into() }),
                 },
                 _ = tick.tick() => notify(&[NotifyState::Watchdog, NotifyState::Status(&status(agents))]),

@@ -1,24 +1,33 @@
 //! Logs: text, JSON or journald, with a level that a reload can change.
 
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
+use tracing_subscriber::{Registry, fmt, reload};
 
 use crate::config::LogFormat;
 
 /// Changes the log level of a running process.
 #[derive(Clone, Debug)]
-pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
+pub struct LogLevel(reload::Handle<Targets, Registry>);
 
 impl LogLevel {
     /// Filters by `level` from now on.
     ///
     /// # Errors
-    /// `level` is not in `tracing`'s filter syntax.
+    /// `level` is not of the form `LEVEL[,TARGET=LEVEL…]`.
     pub fn change(&self, level: &str) -> Result<(), String> {
-        let filter = EnvFilter::try_new(level).map_err(|e| format!("log.level: {e}"))?;
+        let filter = targets(level).map_err(|e| format!("log.level: {e}"))?;
         self.0.reload(filter).map_err(|e| e.to_string())
     }
+}
+
+/// Reads `LEVEL[,TARGET=LEVEL…]`.
+///
+/// # Errors
+/// It is not of that form.
+pub fn targets(level: &str) -> Result<Targets, String> {
+    level.parse().map_err(|e: tracing_subscriber::filter::ParseError| e.to_string())
 }
 
 /// Starts logging to standard error, or to journald.
@@ -26,7 +35,7 @@ impl LogLevel {
 /// # Errors
 /// The level is not in filter syntax, or journald cannot be reached.
 pub fn start(format: LogFormat, level: &str) -> Result<LogLevel, String> {
-    let filter = EnvFilter::try_new(level).map_err(|e| format!("log.level: {e}"))?;
+    let filter = targets(level).map_err(|e| format!("log.level: {e}"))?;
     let (filter, handle) = reload::Layer::new(filter);
     let registry = tracing_subscriber::registry().with(filter);
     let started = match format {

@@ -23,4 +23,5 @@ pub mod admin {
     tonic::include_proto!("hallmark.admin.v1");
 }
 
+pub mod codec;
 pub mod tls;

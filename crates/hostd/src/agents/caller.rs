@@ -10,7 +10,6 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::time::Sleep;
-use tonic::transport::server::Connected;
 
 use super::Limits;
 use crate::observe::{ImageDigests, Observation, ObserveError, Process, observe};
@@ -110,25 +109,17 @@ impl Drop for Counted {
     }
 }
 
-/// A counted connection with its caller, as tonic serves it.
+/// A counted connection, which must say something soon.
 pub(super) struct AgentStream {
     socket: UnixStream,
-    caller: Caller,
     silent: Option<Pin<Box<Sleep>>>,
     _counted: Counted,
 }
 
 impl AgentStream {
     /// Of an accepted socket.
-    pub(super) fn new(socket: UnixStream, caller: Caller, counted: Counted) -> Self {
-        Self { socket, caller, silent: Some(Box::pin(tokio::time::sleep(FIRST_WORD))), _counted: counted }
-    }
-}
-
-impl Connected for AgentStream {
-    type ConnectInfo = Caller;
-    fn connect_info(&self) -> Caller {
-        self.caller.clone()
+    pub(super) fn new(socket: UnixStream, counted: Counted) -> Self {
+        Self { socket, silent: Some(Box::pin(tokio::time::sleep(FIRST_WORD))), _counted: counted }
     }
 }
 

@@ -1,6 +1,6 @@
 //! One run of an agent: from its first credential, through renewals, to its end.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use hallmark_core::id::{InstanceId, SpiffeId, Subject};
@@ -23,6 +23,8 @@ use crate::state::Registration;
 
 /// How long a caller waits for a host daemon that has just begun and has no registrations yet.
 const FIRST_WORD: Duration = Duration::from_secs(5);
+/// CA certificates that instances share: those of three tiers, twice while they are being rotated.
+const MAX_AUTHORITIES: usize = 8;
 /// Shortest and longest wait before a failed renewal is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
@@ -333,7 +335,7 @@ impl Instance {
             instance_id: Bytes::copy_from_slice(self.live.id.as_bytes()),
             tier: issued.tier,
             custody: issued.custody,
-            chain: issued.chain,
+            chain: self.agents.interned(&issued.chain),
             key: Some(key_out),
             bundle: Some((*bundle).clone()),
             not_before: issued.not_before,
@@ -341,9 +343,10 @@ impl Instance {
             renew_at,
         };
         self.hold_key(handle, key);
-        self.live.holds(issued.serial.clone());
-        self.log_issued(&issued.serial, tier, custody, issued.not_after, why);
-        self.current = Some(Current { identity: Arc::new(identity), serial: issued.serial, renew_at });
+        let serial = Bytes::copy_from_slice(&issued.serial);
+        self.live.holds(serial.clone());
+        self.log_issued(&serial, tier, custody, issued.not_after, why);
+        self.current = Some(Current { identity: Arc::new(identity), serial, renew_at });
         Ok(())
     }
 
@@ -409,6 +412,23 @@ enum Wanted {
 }
 
 impl Agents {
+    /// The leaf by itself, without the message that it came in, and what all agents share once for all.
+    fn interned(&self, chain: &[Bytes]) -> Vec<Bytes> {
+        let mut shared = self.chains.lock().unwrap_or_else(PoisonError::into_inner);
+        let (leaf, authorities) = chain.split_at(chain.len().min(1));
+        let known = authorities.iter().map(|der| match shared.iter().find(|known| *known == der) {
+            Some(known) => known.clone(),
+            None => {
+                let der = Bytes::copy_from_slice(der);
+                shared.push_front(der.clone());
+                shared.truncate(MAX_AUTHORITIES);
+                der
+            }
+        });
+        let authorities: Vec<Bytes> = known.collect();
+        leaf.iter().map(|der| Bytes::copy_from_slice(der)).chain(authorities).collect()
+    }
+
     async fn registration_for(&self, caller: &Caller, wanted: &str) -> Result<Registration, InstanceError> {
         let mut registrations = self.state.registrations.subscribe();
         let known = tokio::time::timeout(FIRST_WORD, registrations.wait_for(Option::is_some)).await;

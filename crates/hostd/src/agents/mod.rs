@@ -9,8 +9,10 @@ mod instance;
 mod registry;
 mod select;
 mod server;
+mod socket;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use hallmark_proto::agent::agent_identity_server::AgentIdentity;
@@ -33,7 +35,8 @@ use registry::Registry;
 pub use caller::CallerError;
 pub use instance::InstanceError;
 pub use select::SelectError;
-pub use server::{ServeError, Socket, serve};
+pub use server::serve;
+pub use socket::{Socket, SocketError};
 
 /// What agents may ask for, at most.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +78,7 @@ pub struct Agents {
     stores: KeyStores,
     limits: RwLock<Arc<Limits>>,
     registry: Registry,
+    chains: Mutex<VecDeque<Bytes>>,
 }
 
 /// How often every process is looked at, besides at each request.
@@ -95,6 +99,7 @@ impl Agents {
             stores,
             limits: RwLock::new(Arc::new(limits)),
             registry: Registry::default(),
+            chains: Mutex::default(),
         });
         let weak = Arc::downgrade(&agents);
         tokio::spawn(async move {

@@ -1,18 +1,27 @@
-//! The socket, its connections, and the bounds that keep any of them from exhausting the daemon.
+//! The connections on the socket, and the bounds that keep any of them from exhausting the daemon.
+//!
+//! HTTP/2 is served by hyper itself rather than by tonic's server: that has no setting for the size of the
+//! header table, whose entries hold on to whole read buffers, one or two for each of hundreds of agents.
 
-use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hallmark_proto::agent::agent_identity_server::AgentIdentityServer;
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Server;
+use hallmark_proto::agent::agent_identity_server::{AgentIdentityServer, SERVICE_NAME};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::UnixStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::Service as _;
+use tonic_health::pb::health_server::{Health, HealthServer};
 
 use super::caller::{AgentStream, Caller, Counted, Counter};
+use super::socket::Socket;
 use super::{Agents, Service};
 use crate::observe::ImageDigests;
 
@@ -27,124 +36,33 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// Digests of images kept.
 const IMAGES: usize = 512;
 
-/// Why the socket is not served.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// The socket could not be made.
-    #[error("{path}: {what}: {error}")]
-    Socket {
-        /// Its path.
-        path: PathBuf,
-        /// What was tried.
-        what: &'static str,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// Another daemon listens there.
-    #[error("{path}: another process is listening on this socket; is the daemon running already?")]
-    InUse {
-        /// Its path.
-        path: PathBuf,
-    },
-    /// The server failed.
-    #[error("agent server: {0}")]
-    Server(#[from] tonic::transport::Error),
-}
-
-/// A bound socket; its file is removed when it is dropped.
-#[derive(Debug)]
-pub struct Socket {
-    listener: UnixListener,
-    path: PathBuf,
-}
-
-impl Socket {
-    /// Binds `path` with this mode and, if given, group. A socket left over by a daemon that is gone is
-    /// replaced; one that is answered is not.
-    ///
-    /// # Errors
-    /// See [`ServeError`].
-    pub fn bind(path: &Path, mode: u32, group: Option<u32>) -> Result<Self, ServeError> {
-        let wrong = |what| move |error| ServeError::Socket { path: path.to_owned(), what, error };
-        if std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
-            if std::os::unix::net::UnixStream::connect(path).is_ok() {
-                return Err(ServeError::InUse { path: path.to_owned() });
-            }
-            std::fs::remove_file(path).map_err(wrong("remove the old socket"))?;
-        }
-        // Bound in a directory of our own making, and shown only with its final mode and group: there is no
-        // moment at which the wrong ones may connect. The name is short: a socket's path has 107 bytes.
-        let parent = path.parent().unwrap_or(Path::new("/"));
-        let hidden = parent.join(format!(".{:08x}", rand::random::<u32>()));
-        std::fs::create_dir(&hidden).map_err(wrong("make a directory beside it"))?;
-        let bound = Self::bind_within(&hidden, path, mode, group);
-        drop(std::fs::remove_dir_all(&hidden));
-        let listener = bound.map_err(|(what, error)| wrong(what)(error))?;
-        Ok(Self { listener, path: path.to_owned() })
-    }
-
-    fn bind_within(
-        hidden: &Path,
-        path: &Path,
-        mode: u32,
-        group: Option<u32>,
-    ) -> Result<UnixListener, (&'static str, io::Error)> {
-        let step = |what| move |error| (what, error);
-        let set_mode =
-            |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode));
-        set_mode(hidden, 0o700).map_err(step("set the mode of the directory beside it"))?;
-        let draft = hidden.join("s");
-        let listener = UnixListener::bind(&draft).map_err(step("bind"))?;
-        // Not asked for, not called: the unit denies the system call.
-        if group.is_some() {
-            std::os::unix::fs::chown(&draft, None, group).map_err(step("set the group"))?;
-        }
-        set_mode(&draft, mode).map_err(step("set the mode"))?;
-        std::fs::rename(&draft, path).map_err(step("put it in place"))?;
-        Ok(listener)
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        drop(std::fs::remove_file(&self.path));
-    }
-}
-
 /// Serves the agents' API and gRPC health on `socket` until `stop` resolves and the connections have
 /// ended.
-///
-/// # Errors
-/// The server failed.
-pub async fn serve(
-    agents: Arc<Agents>,
-    socket: Socket,
-    stop: impl Future<Output = ()> + Send + 'static,
-) -> Result<(), ServeError> {
-    let (health, health_service) = tonic_health::server::health_reporter();
+pub async fn serve(agents: Arc<Agents>, socket: Socket, stop: impl Future<Output = ()> + Send + 'static) {
+    let (health, health_server) = tonic_health::server::health_reporter();
     health.set_serving::<AgentIdentityServer<Service>>().await;
-    let service = AgentIdentityServer::new(Service(agents.clone()))
-        .max_decoding_message_size(MAX_MESSAGE)
-        .max_encoding_message_size(usize::MAX);
-    let (accepted, incoming) = mpsc::channel(16);
-    let accepting = tokio::spawn(accept(socket, agents, accepted));
-    let served = Server::builder()
-        .accept_http1(false)
-        .timeout(TIMEOUT)
-        .max_concurrent_streams(MAX_STREAMS)
-        .http2_max_header_list_size(MAX_HEADERS)
-        .http2_max_pending_accept_reset_streams(Some(8))
-        .initial_stream_window_size(MAX_MESSAGE as u32)
-        .initial_connection_window_size(2 * MAX_MESSAGE as u32)
-        .add_service(health_service)
-        .add_service(service)
-        .serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop)
-        .await;
-    accepting.abort();
-    served.map_err(Into::into)
+    let services = Services {
+        agents: AgentIdentityServer::new(Service(agents.clone())).max_decoding_message_size(MAX_MESSAGE),
+        health: health_server,
+    };
+    let stopping = CancellationToken::new();
+    let connections = TaskTracker::new();
+    tokio::select! {
+        () = accept(socket, agents, services, &connections, stopping.clone()) => {}
+        () = stop => {}
+    }
+    stopping.cancel();
+    connections.close();
+    connections.wait().await;
 }
 
-async fn accept(socket: Socket, agents: Arc<Agents>, accepted: mpsc::Sender<Result<AgentStream, io::Error>>) {
+async fn accept<H: Health>(
+    socket: Socket,
+    agents: Arc<Agents>,
+    services: Services<H>,
+    connections: &TaskTracker,
+    stopping: CancellationToken,
+) {
     let counter = Counter::new();
     let digests = Arc::new(ImageDigests::new(IMAGES, agents.limits().max_image_bytes));
     loop {
@@ -162,21 +80,82 @@ async fn accept(socket: Socket, agents: Arc<Agents>, accepted: mpsc::Sender<Resu
         };
         match counter.admit(uid, &agents.limits()) {
             Some(counted) => {
-                tokio::spawn(introduce(stream, counted, digests.clone(), accepted.clone()));
+                let attended = attend(stream, counted, digests.clone(), services.clone(), stopping.clone());
+                connections.spawn(attended);
             }
             None => tracing::warn!(uid, open = counter.len(), "connection refused: too many are open"),
         }
     }
 }
 
-async fn introduce(
+/// One connection, from the look at who made it to its end.
+async fn attend<H: Health>(
     stream: UnixStream,
     counted: Counted,
     digests: Arc<ImageDigests>,
-    accepted: mpsc::Sender<Result<AgentStream, io::Error>>,
+    services: Services<H>,
+    stopping: CancellationToken,
 ) {
-    match Caller::of(stream, digests).await {
-        Ok((stream, caller)) => drop(accepted.send(Ok(AgentStream::new(stream, caller, counted))).await),
-        Err(error) => tracing::error!(%error, "a caller could not be looked at"),
+    let (stream, caller) = match Caller::of(stream, digests).await {
+        Ok(looked) => looked,
+        Err(error) => {
+            tracing::error!(%error, "a caller could not be looked at");
+            return;
+        }
+    };
+    let service = service_fn(move |mut request: http::Request<Incoming>| {
+        request.extensions_mut().insert(caller.clone());
+        services.clone().answer(request)
+    });
+    let io = TokioIo::new(AgentStream::new(stream, counted));
+    let mut connection = std::pin::pin!(http2().serve_connection(io, service));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stopping.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection broke off");
+    }
+}
+
+fn http2() -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .header_table_size(0)
+        .max_header_list_size(MAX_HEADERS)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_pending_accept_reset_streams(8)
+        .max_send_buf_size(MAX_MESSAGE)
+        .initial_stream_window_size(MAX_MESSAGE as u32)
+        .initial_connection_window_size(2 * MAX_MESSAGE as u32);
+    builder
+}
+
+struct Services<H> {
+    agents: AgentIdentityServer<Service>,
+    health: HealthServer<H>,
+}
+
+impl<H> Clone for Services<H> {
+    fn clone(&self) -> Self {
+        Self { agents: self.agents.clone(), health: self.health.clone() }
+    }
+}
+
+impl<H: Health> Services<H> {
+    async fn answer(mut self, request: http::Request<Incoming>) -> Result<http::Response<Body>, Infallible> {
+        let service = request.uri().path().split('/').nth(1).unwrap_or_default();
+        let answered = match service {
+            SERVICE_NAME => tokio::time::timeout(TIMEOUT, self.agents.call(request)).await,
+            tonic_health::pb::health_server::SERVICE_NAME => {
+                tokio::time::timeout(TIMEOUT, self.health.call(request)).await
+            }
+            _ => return Ok(Status::unimplemented("no such service here").into_http()),
+        };
+        answered.unwrap_or_else(|_| Ok(Status::deadline_exceeded("the answer took too long").into_http()))
     }
 }

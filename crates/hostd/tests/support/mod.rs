@@ -69,7 +69,7 @@ impl Host {
         let served = serve(agents.clone(), bound, async {
             let _ = stopped.await;
         });
-        let server = tokio::spawn(async move { served.await.unwrap() });
+        let server = tokio::spawn(served);
         Self {
             state,
             agents,
