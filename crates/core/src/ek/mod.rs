@@ -231,9 +231,8 @@ pub fn appraise_certificate(
         },
     };
     let [manufacturer, model, version] = leaf.tcg.clone();
-    let says_so = manufacturer.as_ref().is_some_and(|m| m.eq_ignore_ascii_case(SIMULATED_MANUFACTURER));
     Ok(EkCertificate {
-        simulated: from_simulated || says_so,
+        simulated: from_simulated || says_software(leaf),
         subject: leaf.subject.clone(),
         issuer: leaf.issuer.clone(),
         root: path.anchor.subject.clone(),
@@ -244,6 +243,17 @@ pub fn appraise_certificate(
         not_after: leaf.not_after,
         leniencies: path.leniencies.into_iter().collect(),
     })
+}
+
+/// Whether an EK certificate says of itself that its TPM is software, whoever signed it. One that cannot be read
+/// says nothing. For an EK that is trusted in another way than by its certificate.
+pub fn claims_simulated(certificate: &[u8]) -> bool {
+    Certificate::parse_padded(certificate).is_ok_and(|certificate| says_software(&certificate))
+}
+
+fn says_software(leaf: &Certificate) -> bool {
+    let [manufacturer, ..] = &leaf.tcg;
+    manufacturer.as_ref().is_some_and(|m| m.eq_ignore_ascii_case(SIMULATED_MANUFACTURER))
 }
 
 fn check_leaf(leaf: &Certificate, ek: &Public) -> Result<(), EkError> {

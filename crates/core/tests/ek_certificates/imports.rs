@@ -115,3 +115,43 @@ fn an_intermediate_does_not_outlive_its_root_as_an_anchor() {
         ]
     ));
 }
+
+#[test]
+fn a_ca_has_a_key_that_may_sign_here() {
+    let root = Ca::root("Vendor Root");
+    let key = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+    let der = ca_params("Ed25519 CA", None).signed_by(&key, &root.issuer).unwrap().der().to_vec();
+    let mut roots = root.roots();
+    let report = roots.import_pem(&pem::encode(&pem::Pem::new("CERTIFICATE", der)), NOW);
+    assert_eq!(report.refused[0].why, RootRefusal::Key);
+    let der = ca_params("Ed25519 Root", None).self_signed(&key).unwrap().der().to_vec();
+    let report = roots.import_pem(&pem::encode(&pem::Pem::new("CERTIFICATE", der)), NOW);
+    assert!(matches!(
+        report.refused[0].why,
+        RootRefusal::Certificate(CertificateFault::SignatureAlgorithm { .. })
+    ));
+}
+
+#[test]
+fn a_bundle_without_end_is_not_read() {
+    let endless = "-----BEGIN CERTIFICATE-----\n".repeat(400_000);
+    let report = EkRoots::new().import_pem(&endless, NOW);
+    assert_eq!(report.refused.len(), 1);
+    assert!(matches!(report.refused[0].why, RootRefusal::BundleTooLong { .. }));
+    assert!(EkRoots::new().import_pem("no certificate at all", NOW).refused.is_empty());
+}
+
+#[test]
+fn only_version_3_and_strict_times_are_read() {
+    let root = Ca::root("Vendor Root");
+    let leaf = root.sign(&ek().1, leaf_params());
+    let fault = |der: Vec<u8>| match appraise(&[der], &root.roots()).unwrap_err() {
+        EkError::Certificate { number: 1, fault } => fault,
+        other => panic!("{other}"),
+    };
+    let version_2 = patch(&leaf, &[0xa0, 3, 2, 1, 2], &[0xa0, 3, 2, 1, 1]);
+    assert_eq!(fault(version_2), CertificateFault::Version { found: 2 });
+    // UTCTime with a zone instead of Z, which some parsers take.
+    let zoned = patch(&leaf, b"00Z", b"+00");
+    assert!(matches!(fault(zoned), CertificateFault::Malformed { .. }));
+}

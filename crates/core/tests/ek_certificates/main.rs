@@ -6,7 +6,9 @@ mod leniency;
 mod maker;
 
 use hallmark_core::ek::templates::{self, EkTemplate, TemplateError};
-use hallmark_core::ek::{CertificateFault, EkError, EkRoots, RootRole, appraise_certificate};
+use hallmark_core::ek::{
+    CertificateFault, EkError, EkRoots, RootRole, appraise_certificate, claims_simulated,
+};
 use hallmark_core::tpm::Public;
 use hallmark_kit::faketpm::{FakeKey, FakeTpm, SHA384, Secret, Template, attr};
 use maker::{Ca, NOW, YEAR, appraise, at, ca_params, ek, leaf_params, patch, tcg_san};
@@ -242,10 +244,12 @@ fn software_tpms_are_told_apart() {
         let mut params = leaf_params();
         params.custom_extensions = vec![tcg_san(manufacturer, true)];
         let leaf = vendor.sign(&spki, params);
+        assert!(claims_simulated(&leaf) && claims_simulated(&[leaf.as_slice(), &[0xff; 9]].concat()));
         assert!(appraise_certificate(&[leaf], &ek, &vendor.roots(), &none, NOW).unwrap().simulated);
     }
     // A root in both sets counts as the vendor's: the operator said so.
     let leaf = vendor.sign(&spki, leaf_params());
+    assert!(!claims_simulated(&leaf) && !claims_simulated(b"no certificate"));
     assert!(!appraise_certificate(&[leaf], &ek, &vendor.roots(), &vendor.roots(), NOW).unwrap().simulated);
 }
 

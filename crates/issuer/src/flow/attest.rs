@@ -297,12 +297,12 @@ fn trust_ek(
             simulated: certificate.simulated,
             manufacturer: certificate.manufacturer,
         },
-        // The operator vouches for this EK by name: what its certificate lacks does not count. In a lab
-        // trust domain nothing then says that it is hardware.
+        // The operator vouches for this EK by name: what its certificate lacks does not count, but what it
+        // says against itself does. In a lab trust domain nothing says that it is hardware.
         _ if allowed => Trusted {
             ek_sha256,
             trust: StoredEkTrust::AllowList,
-            simulated: issuer.is_lab(),
+            simulated: issuer.is_lab() || chain.first().is_some_and(|leaf| ek::claims_simulated(leaf)),
             manufacturer: None,
         },
         Some(Err(error)) => return Err(error.into()),
