@@ -36,10 +36,9 @@ fn unreachable(socket: &Path, error: &(dyn std::error::Error + 'static)) -> Fail
             format!("no admin socket at {at}"),
             "run this on the issuer's machine; is it up? `systemctl status hallmark-issuer`. Another path: --admin-socket or HALLMARK_ADMIN_SOCKET",
         ),
-        Some(io::ErrorKind::PermissionDenied) => (
-            format!("no permission for {at}"),
-            "run this as root or as a member of the group hallmark-admins",
-        ),
+        Some(io::ErrorKind::PermissionDenied) => {
+            (format!("no permission for {at}"), "run this as root or as a member of the group hallmark-admin")
+        }
         Some(io::ErrorKind::ConnectionRefused) => (
             format!("nobody listens on {at}"),
             "the issuer has ended: `systemctl start hallmark-issuer`, and see `journalctl -u hallmark-issuer`",
