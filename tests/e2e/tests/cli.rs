@@ -1,0 +1,147 @@
+//! The command `hallmark` against real daemons: what operators and agents do by hand.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result, ensure};
+use hallmark_e2e::{Bed, BedOptions, Daemon, Host, binary, skip, wait_until};
+
+/// Runs `hallmark` as an agent of this host.
+fn agent(host: &Host, args: &[&str]) -> Result<Output> {
+    Ok(Command::new(binary("hallmark")?).arg("--socket").arg(host.socket()).args(args).output()?)
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn json(output: &Output) -> Result<serde_json::Value> {
+    serde_json::from_slice(&output.stdout).with_context(|| text(output))
+}
+
+/// Registrations for the command itself.
+fn registrations(owner: &str, agents: &[(&str, &str)]) -> Result<String> {
+    let uid = rustix::process::getuid().as_raw();
+    let digest = Command::new("sha256sum").arg(binary("hallmark")?).output()?;
+    let digest = String::from_utf8(digest.stdout)?[..64].to_owned();
+    let registration = |(name, tier): &(&str, &str)| {
+        format!(
+            "[[agent]]\nname = \"{name}\"\nowner = \"{owner}\"\ntier = \"{tier}\"\nhosts = [\"host-1\"]\n\
+             selectors = [\"unix:uid:{uid}\", \"exe:sha256:{digest}\"]\n\n"
+        )
+    };
+    Ok(agents.iter().map(registration).collect())
+}
+
+fn bed_with_host() -> Result<(Bed, Host)> {
+    let mut bed = Bed::start(BedOptions { dev: true, ..BedOptions::default() })?;
+    let mut host = Host::with_tpm(&bed, "host-1")?;
+    host.start(&bed)?;
+    let policy = bed.hallmark_ok(&["host", "pcrs", "host-1"])?;
+    bed.add_policy(&policy)?;
+    Ok((bed, host))
+}
+
+const AGENTS: [(&str, &str); 2] = [("plain", "foundation"), ("sealed", "advanced")];
+
+#[test]
+fn what_is_fetched_is_verified_by_the_tier_demanded() -> Result<()> {
+    let (bed, host) = bed_with_host()?;
+    bed.apply(&registrations("team@test.example", &AGENTS)?)?;
+    let bundle = bed.path("bundle");
+    bed.hallmark_ok(&["bundle", "--dir", &bundle.display().to_string()])?;
+    let dir = bed.path("fetched");
+    let sealed = wait_until("the registration to reach the host", || {
+        let fetched = agent(&host, &["fetch", "--agent", "sealed", "-o", "json", dir.to_str()?]).ok()?;
+        fetched.status.success().then_some(fetched)
+    })?;
+    let sealed = json(&sealed)?;
+    assert_eq!((&sealed["custody"], &sealed["key_written"]), (&"simulated".into(), &false.into()));
+    assert!(!dir.join("key.pem").exists());
+
+    let chain = dir.join("chain.pem").display().to_string();
+    let verify = |more: &[&str]| -> Result<Output> {
+        let base = ["verify", "-o", "json", &chain, "--bundle", bundle.to_str().context("a path")?];
+        agent(&host, &[&base[..], more].concat())
+    };
+    let lab = verify(&["--min-tier", "advanced", "--accept-simulated"])?;
+    assert_eq!(lab.status.code(), Some(0), "{}", text(&lab));
+    assert_eq!(json(&lab)?["spiffe_id"], "spiffe://test.example/agent/sealed");
+    let production = verify(&["--min-tier", "advanced"])?;
+    assert_eq!(production.status.code(), Some(1));
+    assert!(json(&production)?["reason"].as_str().context("a reason")?.contains("simulated TPM"));
+
+    // The same file before an independent judge: the root is the tier.
+    let judged = |roots: &str| -> Result<bool> {
+        let roots = bundle.join(roots);
+        let mut openssl = Command::new("openssl");
+        openssl.arg("verify").arg("-CAfile").arg(roots).arg("-untrusted").arg(&chain).arg(&chain);
+        Ok(openssl.output()?.status.success())
+    };
+    assert!(judged("at-least-enterprise.pem")? && judged("tier-advanced.pem")?);
+    assert!(!judged("tier-enterprise.pem")? && !judged("tier-foundation.pem")?);
+    Ok(())
+}
+
+#[test]
+fn a_program_keeps_its_identity_over_a_change_and_ends_with_it() -> Result<()> {
+    if !Path::new("/dev/shm").is_dir() {
+        skip("no tmpfs at /dev/shm");
+        return Ok(());
+    }
+    let (bed, host) = bed_with_host()?;
+    bed.apply(&registrations("team@test.example", &AGENTS)?)?;
+    wait_until("the registration to reach the host", || {
+        let who = json(&agent(&host, &["whoami", "-o", "json"]).ok()?).ok()?;
+        who["matches"].as_array()?.iter().any(|m| m["agent"] == "plain" && m["matches"] == true).then_some(())
+    })?;
+    // The program's own view: key and certificate are a pair, and the chain leads to the bundle.
+    let script = "openssl verify -CAfile $HALLMARK_BUNDLE_FILE -untrusted $HALLMARK_CHAIN_FILE $HALLMARK_CHAIN_FILE; \
+        test \"$(openssl x509 -in $HALLMARK_CHAIN_FILE -noout -pubkey)\" = \"$(openssl pkey -in $HALLMARK_KEY_FILE -pubout)\" && echo a pair; \
+        trap 'echo renewed' HUP; trap 'echo asked to end; exit 4' TERM; echo ready; while :; do sleep 0.05; done";
+    let mut command = Command::new(binary("hallmark")?);
+    command.arg("--socket").arg(host.socket());
+    command.args(["exec", "--agent", "plain", "--renew-signal", "HUP", "--", "sh", "-c", script]);
+    let mut program = Daemon::start(&mut command, &bed.path("program.log"))?;
+    program.wait_for_log("ready", 0)?;
+    let log = program.log();
+    assert!(log.contains("OK") && log.contains("a pair"), "{log}");
+
+    // Another owner: the daemon withdraws the identity and gives the new one; the program lives on.
+    bed.apply(&registrations("other@test.example", &AGENTS)?)?;
+    program.wait_for_log("renewed", 0)?;
+    assert!(program.is_alive() && !program.log().contains("asked to end"), "{}", program.log());
+
+    let rest = bed.path("rest.toml");
+    std::fs::write(&rest, registrations("other@test.example", &AGENTS[1..])?)?;
+    bed.hallmark_ok(&["apply", "--prune", &rest.display().to_string()])?;
+    program.wait_for_log("asked to end", 0)?;
+    wait_until("the program to end", || (!program.is_alive()).then_some(()))?;
+    let records = bed.hallmark_ok(&["records", "--agent", "plain", "-o", "json"])?;
+    ensure!(records.contains("instance-end"), "{records}");
+    Ok(())
+}
+
+#[test]
+fn operators_see_what_there_is() -> Result<()> {
+    let (bed, host) = bed_with_host()?;
+    bed.apply(&registrations("team@test.example", &AGENTS)?)?;
+    let status: serde_json::Value = serde_json::from_str(&bed.hallmark_ok(&["status", "-o", "json"])?)?;
+    assert_eq!(
+        (&status["lab"], &status["dev"], &status["hosts_connected"]),
+        (&true.into(), &true.into(), &1.into())
+    );
+    let explained = bed.hallmark_ok(&["explain", "sealed", "--host", "host-1"])?;
+    assert!(explained.contains("advanced: reachable, the registered tier"), "{explained}");
+    let config = bed.path("issuer.toml").display().to_string();
+    let mut doctor = Command::new(binary("hallmark")?);
+    doctor.arg("--admin-socket").arg(bed.admin_socket()).arg("--socket").arg(host.socket());
+    doctor.args(["doctor", "-o", "json", "--issuer-config", &config, "--hostd-config", "/nonexistent"]);
+    let report = json(&doctor.output()?)?;
+    let checks = report["checks"].as_array().context("checks")?;
+    let result = |name: &str| checks.iter().find(|c| c["name"] == name).map(|c| c["result"].clone());
+    assert_eq!(result("issuer answers"), Some("ok".into()), "{report}");
+    assert_eq!(result("host daemon answers"), Some("ok".into()), "{report}");
+    assert_eq!(result("issuer link"), Some("ok".into()), "{report}");
+    Ok(())
+}
