@@ -11,6 +11,10 @@ use hallmark_hostd::{daemon, logging};
 use hallmark_hsm::{EXIT_PIN_REFUSED, HsmError};
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 
+/// Gives the memory of agents that have gone back to the system, which the C library's does not.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Two workers: one may be held up by a signature of the host key while the other serves.
 const WORKERS: usize = 2;
 /// Threads for what blocks (procfs, images, tokens); more would only cost stacks.
@@ -82,6 +86,10 @@ fn run(file: &std::path::Path) -> anyhow::Result<()> {
     let log = logging::start(config.log_format, &config.log_level).map_err(anyhow::Error::msg)?;
     protect_memory().context("keys in memory cannot be kept out of core dumps")?;
     raise_descriptors();
+    // A thread of the allocator's own gives back what is free, even while nothing is asked of it.
+    if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
+        tracing::warn!(%error, "memory that agents leave behind is given back late");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(BLOCKING)
