@@ -1,5 +1,7 @@
 //! Logs: text, JSON or journald, with a level that a reload can change.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -40,7 +42,9 @@ pub fn start(format: LogFormat, level: &str) -> Result<LogLevel, String> {
     let registry = tracing_subscriber::registry().with(filter);
     let started = match format {
         LogFormat::Text => {
-            registry.with(fmt::layer().with_writer(std::io::stderr).with_target(false)).try_init()
+            let colours = std::io::stderr().is_terminal();
+            let text = fmt::layer().with_writer(std::io::stderr).with_target(false).with_ansi(colours);
+            registry.with(text).try_init()
         }
         LogFormat::Json => {
             registry.with(fmt::layer().json().flatten_event(true).with_writer(std::io::stderr)).try_init()

@@ -159,6 +159,14 @@ impl Bed {
         self.issuer.take().context("the issuer is not running")?.kill()
     }
 
+    /// Ends the issuer in good order.
+    ///
+    /// # Errors
+    /// It is not running, or does not end well.
+    pub fn stop_issuer(&mut self) -> Result<()> {
+        self.issuer.take().context("the issuer is not running")?.stop()
+    }
+
     /// Adds a PCR policy (TOML as `hallmark host pcrs` prints it) and has the issuer take it up.
     ///
     /// # Errors

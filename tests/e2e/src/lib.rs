@@ -5,12 +5,14 @@
 //! (`cargo build --workspace`), as `scripts/test` does.
 #![forbid(unsafe_code)]
 
+mod agent;
 mod bed;
 mod child;
 mod host;
 mod issuer;
 mod rogue;
 
+pub use agent::{Agent, Shown, registration, sha256_file};
 pub use bed::{Bed, BedOptions};
 pub use child::{Daemon, binary, example, wait_until};
 pub use host::{Host, Proof};

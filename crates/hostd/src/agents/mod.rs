@@ -192,20 +192,24 @@ impl AgentIdentity for Service {
             .try_into()
             .map_err(|_| Status::invalid_argument(format!("a digest of {} bytes, not 32", digest.len())))?;
         let (process, _) = caller.present()?;
-        // One answer for a handle that is another's and for one that is nobody's.
+        // One answer for a handle that is another's and for one that is nobody's. The same process may run
+        // another image than the one the key was made for, and have connected anew.
+        let no_key = || Status::permission_denied("no key of this process has that handle");
         let signer = self
             .0
             .registry
             .signer(&key_handle, process.key())
-            .ok_or_else(|| Status::permission_denied("no key of this process has that handle"))?;
+            .filter(|signer| signer.live.caller.present().is_ok())
+            .ok_or_else(no_key)?;
         let busy = || Status::resource_exhausted("too many signatures asked for: wait");
         let _permit = signer.concurrency.try_acquire().map_err(|_| busy())?;
         if !signer.allow(Instant::now()) {
             return Err(busy());
         }
         let signed = signer.key.sign(digest).await;
-        // Whoever asked must still be there, as he was, when he is answered.
+        // Whoever asked must still be there, as he was, when he is answered; and so must the key's owner.
         caller.present()?;
+        signer.live.caller.present().map_err(|_| no_key())?;
         match signed {
             Ok(signature) => Ok(Response::new(SignResponse { signature: signature.into() })),
             Err(error) => {
