@@ -46,8 +46,8 @@ impl From<&KeyError> for Status {
         match error {
             KeyError::NoStore { .. } => Status::failed_precondition(error.to_string()),
             KeyError::Busy { .. } => Status::resource_exhausted(error.to_string()),
-            KeyError::Hardware { lost: true, custody, .. } => Status::aborted(format!(
-                "the {custody} key signs no more: a new one is being made, wait for the next identity"
+            KeyError::Hardware { lost: true, custody, reason } => Status::aborted(format!(
+                "the {custody} key signs no more ({reason}): the host daemon asks for an identity with a new one"
             )),
             KeyError::Hardware { custody, .. } => {
                 Status::unavailable(format!("the {custody} key did not sign; the host daemon's log says why"))

@@ -250,6 +250,11 @@ impl Instance {
             }
             Err(error) => return Err(error.into()),
         };
+        // A key is held against the PCRs last quoted: one bound to what they are now needs a quote of now.
+        let is_new = self.key.as_ref().is_none_or(|(held, _)| *held != handle);
+        if is_new && !self.registration.bind_pcrs.is_empty() {
+            self.agents.issuer.new_quote().await?;
+        }
         let item = self.item(csr, &*key)?;
         let asked_before = std::mem::replace(&mut self.asked, true);
         let issued = match self.agents.issuer.issue(item).await?.outcome {

@@ -90,8 +90,14 @@ pub struct Issuer {
     quotes: mpsc::Sender<QuoteWanted>,
 }
 
-/// Somebody is about to ask for an advanced credential: the quote must count for a while yet.
-pub type QuoteWanted = oneshot::Sender<Result<(), AskError>>;
+/// Somebody is about to ask for a credential that rests on what the host's last quote showed.
+#[derive(Debug)]
+pub struct QuoteWanted {
+    /// Said when the quote is accepted, or why it is not.
+    pub answer: oneshot::Sender<Result<(), AskError>>,
+    /// Not even one that counts for a while yet will do: the PCRs may have changed since.
+    pub anew: bool,
+}
 
 type Item = (wire::IssueItem, oneshot::Sender<Result<wire::IssueResult, AskError>>);
 
@@ -127,8 +133,20 @@ impl Issuer {
     /// # Errors
     /// No fresh quote was accepted.
     pub async fn fresh_quote(&self) -> Result<(), AskError> {
+        self.quote(false).await
+    }
+
+    /// Returns when a quote made from now on is accepted.
+    ///
+    /// # Errors
+    /// It was not.
+    pub async fn new_quote(&self) -> Result<(), AskError> {
+        self.quote(true).await
+    }
+
+    async fn quote(&self, anew: bool) -> Result<(), AskError> {
         let (answer, answered) = oneshot::channel();
-        self.quotes.try_send(answer).map_err(|_| AskError::Busy)?;
+        self.quotes.try_send(QuoteWanted { answer, anew }).map_err(|_| AskError::Busy)?;
         answered.await.unwrap_or(Err(AskError::Answer("the request was dropped")))
     }
 

@@ -163,7 +163,7 @@ impl Link {
             tokio::select! {
                 () = &mut over => return,
                 Some(wanted) = self.quotes.recv() => {
-                    let _ = wanted.send(Err(AskError::Away(why.to_owned())));
+                    let _ = wanted.answer.send(Err(AskError::Away(why.to_owned())));
                 }
             }
         }

@@ -116,11 +116,11 @@ impl Link {
 
     fn want_quote(&self, wanted: QuoteWanted, quoting: &mut Quoting, channel: &Channel) {
         let end = self.state.standing.borrow().quote_valid_until;
-        if good_for_one_more(clock::now(), self.quoted_at, end) {
-            let _ = wanted.send(Ok(()));
+        if !wanted.anew && good_for_one_more(clock::now(), self.quoted_at, end) {
+            let _ = wanted.answer.send(Ok(()));
             return;
         }
-        quoting.waiting.push(wanted);
+        quoting.waiting.push(wanted.answer);
         if quoting.refreshing.is_none() {
             let refresh = attest::refresh(channel.clone(), self.attester.clone(), self.state.host_id.clone());
             quoting.refreshing = Some(Box::pin(refresh));

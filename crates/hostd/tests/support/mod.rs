@@ -55,7 +55,7 @@ impl Host {
         let (seen, quotes) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             while let Some(answer) = wanted.recv().await {
-                let answer: QuoteWanted = answer;
+                let QuoteWanted { answer, .. } = answer;
                 let _ = seen.send(());
                 let _ = answer.send(Ok(()));
             }
