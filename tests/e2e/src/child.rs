@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 /// Longest wait for anything: generous, since other tests run beside this one.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A program of this workspace, beside the running test's own binary.
+/// A program of this workspace, of the same profile as the running one.
 ///
 /// # Errors
 /// It was not built.
@@ -27,9 +27,12 @@ pub fn example(name: &str) -> Result<PathBuf> {
 }
 
 fn beside(name: &Path) -> Result<PathBuf> {
-    let test = std::env::current_exe()?;
-    let profile =
-        test.parent().and_then(Path::parent).context("the test's binary has no target directory")?;
+    let this = std::env::current_exe()?;
+    let mut profile = this.parent().context("this program has no directory")?;
+    // Tests lie one below the programs.
+    if profile.ends_with("deps") {
+        profile = profile.parent().context("this program has no target directory")?;
+    }
     let path = profile.join(name);
     if !path.exists() {
         bail!("{} is not built: run cargo build --workspace --bins --examples first", path.display());

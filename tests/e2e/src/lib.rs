@@ -17,7 +17,7 @@ pub use bed::{Bed, BedOptions};
 pub use child::{Daemon, binary, example, wait_until};
 pub use host::{Host, Proof};
 pub use issuer::{Admin, admin};
-pub use rogue::{Rogue, csr, csr_with, join_token};
+pub use rogue::{Challenged, Rogue, csr, csr_with, join_token};
 
 /// A skipped test says so by name: `skip("what is missing")`.
 pub fn skip(what: &str) {

@@ -9,10 +9,12 @@ use hallmark_proto::issuer as wire;
 use hallmark_proto::issuer::host_attestation_client::HostAttestationClient;
 use hallmark_proto::issuer::issuance_client::IssuanceClient;
 use hallmark_proto::tls::{self, Accept, ChannelOptions, Shared, SwappableCert};
-use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType};
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType, SigningKey};
 use rustls_pki_types::CertificateDer;
-use tonic::Status;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
+use tonic::{Status, Streaming};
 
 use crate::bed::Bed;
 
@@ -33,12 +35,8 @@ impl Rogue {
     /// # Errors
     /// The bed's infrastructure root cannot be read.
     pub fn new(bed: &Bed) -> Result<Self> {
-        let root = pem::parse(std::fs::read(bed.infrastructure_root())?)?;
-        let roots = InfraRoots::new(bed.trust_domain().parse()?, [root.contents()])?;
         let identity = SwappableCert::new();
-        let config = tls::client_config(Accept::Issuers(Shared::new(roots)), Some(identity.clone()))?;
-        let options = ChannelOptions { identity: Some(identity.clone()), ..ChannelOptions::default() };
-        let channel = tls::channel(&bed.endpoint(), Arc::new(config), options)?;
+        let channel = connection(bed, &identity)?;
         Ok(Self {
             trust_domain: bed.trust_domain().to_owned(),
             key: KeyPair::generate()?,
@@ -62,6 +60,14 @@ impl Rogue {
         let chain = rogue.chain.take().context("no chain")?;
         again.identity.set(chain, tls::software_key(&again.key.serialize_der())?)?;
         Ok(again)
+    }
+
+    /// One more connection with its certificate.
+    ///
+    /// # Errors
+    /// The bed's infrastructure root cannot be read.
+    pub fn connection(&self, bed: &Bed) -> Result<Channel> {
+        connection(bed, &self.identity)
     }
 
     /// Asks for issuance.
@@ -105,6 +111,57 @@ impl Rogue {
         }
         Err(Status::internal("the stream ended without a result"))
     }
+
+    /// Begins an attestation, up to the challenge.
+    ///
+    /// # Errors
+    /// As the issuer answers.
+    pub async fn challenged(&self, hello: wire::HostHello) -> Result<Challenged, Status> {
+        let (steps, requests) = mpsc::channel(1);
+        let step = Some(wire::attest_request::Step::Hello(hello));
+        // There is room for it.
+        let _ = steps.send(wire::AttestRequest { step }).await;
+        let mut client = HostAttestationClient::new(self.channel.clone());
+        let mut answers = client.attest(ReceiverStream::new(requests)).await?.into_inner();
+        match answers.message().await?.and_then(|answer| answer.step) {
+            Some(wire::attest_response::Step::Challenge(challenge)) => {
+                Ok(Challenged { challenge, steps, answers })
+            }
+            other => Err(Status::internal(format!("no challenge, but {other:?}"))),
+        }
+    }
+}
+
+/// An attestation that waits for evidence.
+pub struct Challenged {
+    /// What the issuer wants to see.
+    pub challenge: wire::Challenge,
+    steps: mpsc::Sender<wire::AttestRequest>,
+    answers: Streaming<wire::AttestResponse>,
+}
+
+impl Challenged {
+    /// Shows the evidence.
+    ///
+    /// # Errors
+    /// As the issuer answers.
+    pub async fn show(mut self, evidence: wire::HostEvidence) -> Result<wire::HostAttested, Status> {
+        let step = Some(wire::attest_request::Step::Evidence(evidence));
+        // A stream that the issuer has left tells by its answer.
+        let _ = self.steps.send(wire::AttestRequest { step }).await;
+        match self.answers.message().await?.and_then(|answer| answer.step) {
+            Some(wire::attest_response::Step::Attested(attested)) => Ok(attested),
+            other => Err(Status::internal(format!("no result, but {other:?}"))),
+        }
+    }
+}
+
+fn connection(bed: &Bed, identity: &Arc<SwappableCert>) -> Result<Channel> {
+    let root = pem::parse(std::fs::read(bed.infrastructure_root())?)?;
+    let roots = InfraRoots::new(bed.trust_domain().parse()?, [root.contents()])?;
+    let config = tls::client_config(Accept::Issuers(Shared::new(roots)), Some(identity.clone()))?;
+    let options = ChannelOptions { identity: Some(identity.clone()), ..ChannelOptions::default() };
+    Ok(tls::channel(&bed.endpoint(), Arc::new(config), options)?)
 }
 
 /// A join token for `host`, made by the bed's issuer now.
@@ -123,7 +180,7 @@ pub fn join_token(bed: &Bed, host: &str) -> Result<String> {
 ///
 /// # Panics
 /// rcgen cannot make it: the test is wrong.
-pub fn csr(key: &KeyPair, uri: Option<&str>) -> Vec<u8> {
+pub fn csr(key: &impl SigningKey, uri: Option<&str>) -> Vec<u8> {
     csr_with(key, |params| {
         if let Some(uri) = uri {
             params.subject_alt_names = vec![SanType::URI(uri.try_into().expect("an ASCII URI"))];
@@ -136,7 +193,7 @@ pub fn csr(key: &KeyPair, uri: Option<&str>) -> Vec<u8> {
 ///
 /// # Panics
 /// rcgen cannot make it: the test is wrong.
-pub fn csr_with(key: &KeyPair, change: impl FnOnce(&mut CertificateParams)) -> Vec<u8> {
+pub fn csr_with(key: &impl SigningKey, change: impl FnOnce(&mut CertificateParams)) -> Vec<u8> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, "rogue");

@@ -1,6 +1,6 @@
 //! What each TPM operation costs, in milliseconds, as JSON.
 //!
-//! `ops` starts a software TPM of its own; `ops device:/dev/tpmrm0 [ROUNDS]` measures the TPM at that TCTI.
+//! `tpm_ops` starts a software TPM of its own; `tpm_ops device:/dev/tpmrm0 [ROUNDS]` measures the TPM at that TCTI.
 
 use anyhow::Result;
 use hallmark_core::tpm::{Public, make_credential};

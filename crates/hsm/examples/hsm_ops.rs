@@ -1,6 +1,6 @@
 //! What a token's operations cost this process, as JSON: microseconds of CPU and of wall time for each.
 //!
-//! Usage: `ops MODULE TOKEN-LABEL PIN-FILE [ROUNDS]`, or without arguments on a SoftHSM token of its own.
+//! Usage: `hsm_ops MODULE TOKEN-LABEL PIN-FILE [ROUNDS]`, or without arguments on a SoftHSM token of its own.
 //! Leaves a CA key behind on a token that it is given.
 
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ fn main() -> anyhow::Result<()> {
             let rounds = rest.first().map_or(Ok(500), |n| n.parse()).context("ROUNDS is a number")?;
             measure(PathBuf::from(module), label, pin.trim_end(), rounds)
         }
-        _ => anyhow::bail!("usage: ops [MODULE TOKEN-LABEL PIN-FILE [ROUNDS]]"),
+        _ => anyhow::bail!("usage: hsm_ops [MODULE TOKEN-LABEL PIN-FILE [ROUNDS]]"),
     }
 }
 
