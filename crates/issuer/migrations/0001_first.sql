@@ -67,9 +67,11 @@ CREATE TABLE records (
     serial          BLOB,
     body            TEXT    NOT NULL
 );
-CREATE UNIQUE INDEX records_by_serial ON records (serial) WHERE serial IS NOT NULL;
+-- No index on `serial`: serials are random, and each entry of such an index costs a page of the log it is
+-- written to. What is live is found in `instances`.
 
--- Runs of agents: the newest credential of each.
+-- Runs of agents: the newest credential of each. Ids are random: rows lie in the order they came, and only
+-- the small index over the ids is written all over.
 CREATE TABLE instances (
     instance_id     BLOB    PRIMARY KEY,
     agent           TEXT    NOT NULL,
@@ -82,7 +84,7 @@ CREATE TABLE instances (
     not_after       INTEGER NOT NULL,
     ended_at        INTEGER,
     end_reason      TEXT
-) WITHOUT ROWID;
+);
 CREATE INDEX instances_live ON instances (not_after) WHERE ended_at IS NULL;
 
 -- Certificates revoked before their end.

@@ -29,6 +29,15 @@ pub mod store;
 pub mod token;
 
 /// SHA-256 of these bytes.
+/// Lower-case hexadecimal digits. `hex::encode` goes by way of characters; a record has 250 digits of these.
+pub(crate) fn hex(bytes: impl AsRef<[u8]>) -> String {
+    let bytes = bytes.as_ref();
+    let mut digits = vec![0; 2 * bytes.len()];
+    // Twice as long as the bytes: it fits.
+    let _ = hex::encode_to_slice(bytes, &mut digits);
+    String::from_utf8(digits).unwrap_or_default()
+}
+
 pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
     let mut out = [0; 32];

@@ -143,7 +143,7 @@ impl Record<'_> {
         self.at = at;
         self.kind = kind.as_str();
         self.outcome = outcome;
-        self.serial = serial.map(hex::encode);
+        self.serial = serial.map(crate::hex);
         // A struct of strings and numbers has no way to fail in JSON; an empty body would still be a record.
         let body = serde_json::to_string(&self).unwrap_or_default();
         Entry {

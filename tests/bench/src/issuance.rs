@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use futures::future::try_join_all;
+use hallmark_core::id::InstanceId;
 use hallmark_e2e::{Bed, Rogue, csr};
 use hallmark_proto::issuer as wire;
 use hallmark_proto::issuer::issuance_client::IssuanceClient;
@@ -208,9 +209,11 @@ async fn ask(
 
 /// One item, for a new instance.
 fn item(csr: &[u8]) -> wire::IssueItem {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let instance = InstanceId::drawn_at(since_1970.as_millis() as u64, rand::random());
     wire::IssueItem {
         agent: "mailbot".to_owned(),
-        instance_id: rand::random::<[u8; 16]>().to_vec().into(),
+        instance_id: instance.as_bytes().to_vec().into(),
         csr: csr.to_vec().into(),
         selectors: SELECTORS.map(str::to_owned).to_vec(),
         key: Some(wire::issue_item::Key::Software(wire::SoftwareKey {})),

@@ -179,13 +179,31 @@ pub(super) fn canonical(info: &[u8], curve: Curve, signature: &[u8]) -> Vec<u8> 
         Curve::P256 => &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02],
         Curve::P384 => &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x03],
     };
-    yasna::construct_der(|w| {
-        w.write_sequence(|w| {
-            w.next().write_der(info);
-            w.next().write_der(algorithm);
-            w.next().write_bitvec_bytes(signature, signature.len() * 8);
-        });
-    })
+    let mut der = Vec::with_capacity(info.len() + algorithm.len() + signature.len() + 16);
+    der.extend_from_slice(info);
+    der.extend_from_slice(algorithm);
+    der.push(0x03);
+    push_length(&mut der, signature.len() + 1);
+    der.push(0);
+    der.extend_from_slice(signature);
+    let mut whole = Vec::with_capacity(der.len() + 4);
+    whole.push(0x30);
+    push_length(&mut whole, der.len());
+    whole.extend_from_slice(&der);
+    whole
+}
+
+/// A length in DER (X.690 section 10.1).
+fn push_length(der: &mut Vec<u8>, length: usize) {
+    match u8::try_from(length) {
+        Ok(short @ 0..0x80) => der.push(short),
+        _ => {
+            let bytes = length.to_be_bytes();
+            let first = bytes.iter().position(|b| *b != 0).unwrap_or(bytes.len() - 1);
+            der.push(0x80 | (bytes.len() - first) as u8);
+            der.extend_from_slice(&bytes[first..]);
+        }
+    }
 }
 
 /// The names asked for, none where subjectAltName is absent.

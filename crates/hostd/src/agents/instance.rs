@@ -1,7 +1,7 @@
 //! One run of an agent: from its first credential, through renewals, to its end.
 
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hallmark_core::id::{InstanceId, SpiffeId, Subject};
 use hallmark_core::tier::{Custody, Tier};
@@ -108,7 +108,7 @@ impl Instance {
         wanted: String,
     ) -> Result<Self, InstanceError> {
         let registration = agents.registration_for(&caller, &wanted).await?;
-        let id = InstanceId::from_bytes(rand::rng().random());
+        let id = new_id();
         let max = agents.limits().max_agents;
         let live = agents
             .registry
@@ -476,6 +476,11 @@ fn end_of(error: &InstanceError) -> EndReason {
 /// When a credential that is fresh now and ends at `not_after` is renewed: after this part of its life.
 fn renewal(now: i64, not_after: i64, part: f64) -> i64 {
     now + ((not_after - now).max(0) as f64 * part) as i64
+}
+
+fn new_id() -> InstanceId {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    InstanceId::drawn_at(u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX), rand::rng().random())
 }
 
 #[cfg(test)]
