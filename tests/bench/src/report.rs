@@ -61,8 +61,14 @@ impl Report {
                 targets.add_row([path, &format!("{most}"), &format!("{got:.2}"), verdict]);
             }
         }
-        let note = if self.quick { "\nA short run (--quick): coarse.\n" } else { "" };
-        format!("{}\n\n{targets}\n{note}", self.table)
+        let mut text = format!("{}\n", self.table);
+        if !targets.is_empty() {
+            text.push_str(&format!("\n{targets}\n"));
+        }
+        if self.quick {
+            text.push_str("\nA short run (--quick): coarse.\n");
+        }
+        text
     }
 
     /// The JSON: nested, and under `flat` every number once more by its dotted path.
