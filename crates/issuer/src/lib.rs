@@ -28,7 +28,6 @@ pub mod status;
 pub mod store;
 pub mod token;
 
-/// SHA-256 of these bytes.
 /// Lower-case hexadecimal digits. `hex::encode` goes by way of characters; a record has 250 digits of these.
 pub(crate) fn hex(bytes: impl AsRef<[u8]>) -> String {
     let bytes = bytes.as_ref();
@@ -38,6 +37,7 @@ pub(crate) fn hex(bytes: impl AsRef<[u8]>) -> String {
     String::from_utf8(digits).unwrap_or_default()
 }
 
+/// SHA-256 of these bytes.
 pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
     let mut out = [0; 32];
