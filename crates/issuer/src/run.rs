@@ -315,7 +315,8 @@ fn reload(issuer: &Arc<Issuer>, level: &LogLevel) {
     notify(&[NotifyState::Ready]);
 }
 
-/// Tells systemd that the issuer is alive: only if a write to its store would find the writer alive.
+/// Tells systemd that the issuer is alive: only while its store can be read. A store that can no longer be
+/// written does not show here.
 async fn watchdog(issuer: Arc<Issuer>) {
     let mut usec = 0;
     if !sd_notify::watchdog_enabled(false, &mut usec) {

@@ -1,5 +1,5 @@
 //! Attesting a host: hello, challenge, evidence, and its credential. One stream, one page; the challenge
-//! is a local value of it, so there is no session to guess, replay or exhaust.
+//! is a local value of it, so there is no session to guess or replay.
 
 use hallmark_core::decide::highest_tier;
 use hallmark_core::ek::{self, EkError};
