@@ -164,7 +164,8 @@ name!(
 );
 
 /// One run of an agent: 16 bytes chosen by the host daemon, written as 32 hex digits. Host daemons begin it
-/// with the time ([`InstanceId::drawn_at`]); nothing relies on that but the speed of the issuer's store.
+/// with the time ([`InstanceId::drawn_at`]): the issuer takes a new one only near that time, so that one which has
+/// ended need not be remembered for ever; and its store is the faster for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct InstanceId([u8; 16]);
 
@@ -181,6 +182,11 @@ impl InstanceId {
         bytes[..6].copy_from_slice(&unix_ms.to_be_bytes()[2..]);
         bytes[6..].copy_from_slice(&random);
         Self(bytes)
+    }
+
+    /// When it was drawn, by its own word: milliseconds since 1970.
+    pub fn drawn_ms(&self) -> u64 {
+        self.0[..6].iter().fold(0, |ms, byte| ms << 8 | u64::from(*byte))
     }
 
     /// The 16 bytes.
@@ -333,6 +339,7 @@ mod tests {
         );
         assert!(early < late);
         assert_eq!(early.to_string(), "0199000000ffffffffffffffffffffff");
+        assert_eq!(early.drawn_ms(), 0x0199_0000_00ff);
     }
 
     #[test]

@@ -195,23 +195,32 @@ pub(super) fn check_host(
             HostProof::Tpm { ek_trust: EkTrust::AllowList, .. } => {
                 met("TPM, EK on the operator's allow-list")
             }
+            HostProof::Tpm { ek_trust: EkTrust::Vouched, .. } => {
+                met("TPM, EK on the operator's allow-list, vouched for as hardware")
+            }
             HostProof::JoinToken => unmet("the host proved itself by a join token; a TPM is needed"),
         },
-        Requirement::HardwareTpm => match (&host.proof, rules.lab) {
-            (HostProof::Tpm { simulated: false, .. }, _) => {
-                met("the EK is not known to be a simulated TPM's")
-            }
-            (HostProof::Tpm { simulated: true, .. }, true) => {
-                met("simulated TPM, which counts in this lab trust domain only")
-            }
-            (HostProof::Tpm { simulated: true, .. }, false) => {
-                unmet("the TPM is simulated, and this is a production trust domain: a hardware TPM is needed")
-            }
-            (HostProof::JoinToken, _) => unmet("the host showed no TPM"),
-        },
+        Requirement::HardwareTpm => hardware_tpm(host, rules),
         Requirement::PcrPolicy => pcr_policy(host),
         Requirement::FreshQuote => fresh_quote(host, rules, now),
         _ => unmet("not a matter of the host alone"),
+    }
+}
+
+fn hardware_tpm(host: &HostStanding, rules: &TrustRules) -> Finding {
+    let HostProof::Tpm { simulated, ek_trust } = &host.proof else { return unmet("the host showed no TPM") };
+    match (simulated, rules.lab, ek_trust) {
+        (true, true, _) => met("simulated TPM, which counts in this lab trust domain only"),
+        (true, false, _) => {
+            unmet("the TPM is simulated, and this is a production trust domain: a hardware TPM is needed")
+        }
+        (false, _, EkTrust::Certificate) => met("a manufacturer's root signed its EK certificate"),
+        (false, _, EkTrust::Vouched) => met("an operator vouched for it; no certificate says so"),
+        (false, _, EkTrust::AllowList) => unmet(format!(
+            "nothing says that this TPM is hardware: no EK certificate leads to a manufacturer's root, and no operator \
+             vouched for it (`hallmark host allow {} --ek-sha256 … --vouch-hardware`)",
+            host.host_id
+        )),
     }
 }
 

@@ -167,13 +167,12 @@ impl Requirement {
                 Impossible,
                 "posing as the host from another machine: the EK and AK cannot leave the TPM, and a stolen disk \
                  holds neither. Whoever controls the host can use them there while that lasts. An EK on the \
-                 allow-list is a TPM by the operator's word alone.",
+                 allow-list may enrol by the operator's word.",
             ),
             R::HardwareTpm => (
                 Impossible,
                 "passing off a software TPM, whose keys are a file, as hardware: no vendor's root signed its EK. \
-                 Not against a stolen vendor key, a broken TPM model, or an operator who puts a software EK on \
-                 the allow-list.",
+                 Not against a stolen vendor key, a broken TPM model, or an operator who vouches for a software EK.",
             ),
             R::PcrPolicy => (
                 Tedious,

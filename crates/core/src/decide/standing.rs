@@ -108,8 +108,10 @@ pub enum HostProof {
 pub enum EkTrust {
     /// Its certificate chains to an accepted root.
     Certificate,
-    /// An operator put its digest on the allow-list.
+    /// An operator put its digest on the allow-list: it may enrol. Nothing says that it is hardware.
     AllowList,
+    /// An operator put its digest on the allow-list and vouched that it is a hardware TPM.
+    Vouched,
 }
 
 /// A host's quoted PCRs against its policy.

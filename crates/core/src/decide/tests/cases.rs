@@ -43,15 +43,13 @@ fn each_tier_against_each_kind_of_host() {
         proof: HostProof::Tpm { simulated: true, ek_trust: EkTrust::Certificate },
         ..host()
     };
-    let listed = || HostStanding {
-        proof: HostProof::Tpm { simulated: false, ek_trust: EkTrust::AllowList },
-        ..host()
-    };
+    let listed = |ek_trust| HostStanding { proof: HostProof::Tpm { simulated: false, ek_trust }, ..host() };
     let unpoliced = || HostStanding { pcr: PcrStanding::NoPolicy, ..host() };
     let stale = || HostStanding { quote_at: Some(NOW - 301), ..host() };
-    let hosts: [(&str, HostStanding); 6] = [
+    let hosts: [(&str, HostStanding); 7] = [
         ("tpm", host()),
-        ("allow-listed", listed()),
+        ("vouched for", listed(EkTrust::Vouched)),
+        ("allow-listed", listed(EkTrust::AllowList)),
         ("join token", join_token_host()),
         ("simulated", simulated()),
         ("no policy", unpoliced()),
@@ -74,7 +72,9 @@ fn each_tier_against_each_kind_of_host() {
         }
     }
     let lacking = |name: &str, tier: Tier, lab: bool| match (name, tier) {
-        (_, Tier::Foundation) | ("tpm" | "allow-listed", _) => "",
+        (_, Tier::Foundation) | ("tpm" | "vouched for", _) => "",
+        // The allow-list says who may enrol, not what the TPM is made of.
+        ("allow-listed", _) => "hardware-tpm",
         ("join token", Tier::Enterprise) => "host-tpm hardware-tpm pcr-policy",
         ("join token", Tier::Advanced) => "host-tpm hardware-tpm pcr-policy fresh-quote",
         ("simulated", _) => {
@@ -153,7 +153,14 @@ fn each_requirement_alone_refuses() {
         (
             R::HardwareTpm,
             advanced(),
-            with(&|h| h.proof = HostProof::Tpm { simulated: true, ek_trust: EkTrust::AllowList }),
+            with(&|h| h.proof = HostProof::Tpm { simulated: true, ek_trust: EkTrust::Vouched }),
+            key(),
+            rules(),
+        ),
+        (
+            R::HardwareTpm,
+            advanced(),
+            with(&|h| h.proof = HostProof::Tpm { simulated: false, ek_trust: EkTrust::AllowList }),
             key(),
             rules(),
         ),

@@ -7,9 +7,9 @@ use super::*;
 fn any_host() -> impl Strategy<Value = HostStanding> {
     let proof = prop_oneof![
         Just(HostProof::JoinToken),
-        (any::<bool>(), any::<bool>()).prop_map(|(simulated, listed)| HostProof::Tpm {
+        (any::<bool>(), 0..3usize).prop_map(|(simulated, trust)| HostProof::Tpm {
             simulated,
-            ek_trust: if listed { EkTrust::AllowList } else { EkTrust::Certificate }
+            ek_trust: [EkTrust::AllowList, EkTrust::Vouched, EkTrust::Certificate][trust]
         }),
     ];
     let pcr = prop_oneof![
@@ -72,7 +72,11 @@ fn any_rules() -> impl Strategy<Value = TrustRules> {
 /// The table of the tiers, written a second time and in another way: what must be true of a grant.
 fn holds(r: &Registered, h: &HostStanding, a: &AgentStanding, rules: &TrustRules) -> bool {
     let tier = r.registration.tier();
-    let tpm = matches!(h.proof, HostProof::Tpm { simulated, .. } if !simulated || rules.lab);
+    let tpm = match h.proof {
+        HostProof::Tpm { simulated: true, .. } => rules.lab,
+        HostProof::Tpm { ek_trust, .. } => ek_trust != EkTrust::AllowList,
+        HostProof::JoinToken => false,
+    };
     let proved = match h.proof {
         HostProof::JoinToken => h.attested_at <= NOW + CLOCK_SKEW,
         HostProof::Tpm { .. } => (NOW - 3600..=NOW + CLOCK_SKEW).contains(&h.attested_at),
