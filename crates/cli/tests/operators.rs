@@ -81,6 +81,29 @@ fn pcrs_come_as_the_configuration_takes_them() {
 }
 
 #[test]
+fn orders_reach_the_issuer_as_they_were_given() {
+    let issuer = FakeIssuer::start();
+    let disabled = issuer.run(&["host", "disable", "web-01", "--reason", "stolen"]);
+    assert!(stdout(&disabled).contains("disabled; 2 instances ended"), "{}", stdout(&disabled));
+    assert_eq!(code(&issuer.run(&["host", "disable", "web-01"])), 2, "a reason is demanded");
+    assert_eq!(code(&issuer.run(&["host", "enable", "web-01"])), 0);
+    let slip = issuer.run(&["host", "remove", "web-01"]);
+    assert!(code(&slip) == 1 && stderr(&slip).contains("hallmark host remove web-01 --yes"));
+    assert_eq!(code(&issuer.run(&["host", "remove", "web-01", "--yes"])), 0);
+    let id = "1a".repeat(16);
+    let ended = issuer.run(&["agent", "end", "mailer", "--host", "web-01", "--instance", &id]);
+    assert!(stdout(&ended).contains(&format!("1 instance of mailer ended.\n  {id}")), "{}", stdout(&ended));
+    assert_eq!(code(&issuer.run(&["agent", "end", "mailer", "--instance", "1a"])), 2);
+    let wanted = [
+        "disable web-01: stolen".to_owned(),
+        "enable web-01".to_owned(),
+        "remove web-01".to_owned(),
+        format!("end mailer web-01 {id}"),
+    ];
+    assert_eq!(issuer.asked().orders, wanted);
+}
+
+#[test]
 fn a_host_is_allowed_by_a_whole_digest_only() {
     let issuer = FakeIssuer::start();
     let digest = "AB".repeat(32);
@@ -91,10 +114,13 @@ fn a_host_is_allowed_by_a_whole_digest_only() {
         (asked.host_id.as_str(), &asked.ek_sha256, asked.note.as_str()),
         ("web-03", &digest.to_lowercase(), "rack 7")
     );
+    assert!(!asked.vouch_hardware, "nobody vouches by default");
+    issuer.run(&["host", "allow", "web-03", "--ek-sha256", &digest, "--vouch-hardware"]);
+    assert!(issuer.asked().allowed[1].vouch_hardware);
     let short = issuer.run(&["host", "allow", "web-03", "--ek-sha256", &digest[2..]]);
     assert_eq!(code(&short), 2);
     assert_eq!(code(&issuer.run(&["host", "allow", "Web 03", "--ek-sha256", &digest])), 2);
-    assert_eq!(issuer.asked().allowed.len(), 1);
+    assert_eq!(issuer.asked().allowed.len(), 2);
 }
 
 #[test]

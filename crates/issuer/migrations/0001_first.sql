@@ -19,17 +19,24 @@ CREATE TABLE authorities (
 );
 
 -- Hosts, each bound to one EK for ever. `standing` is versioned JSON: what the last attestation showed.
+-- A removed host keeps its row: the binding outlives it. `simulated` is for ever, too: an EK that was once shown
+-- to be a software TPM's is one.
 CREATE TABLE hosts (
     host_id         TEXT    PRIMARY KEY,
     ek_digest       BLOB    UNIQUE,
     enrolled_at     INTEGER NOT NULL,
-    standing        TEXT    NOT NULL
+    simulated       INTEGER NOT NULL,
+    standing        TEXT    NOT NULL,
+    disabled        TEXT,
+    removed_at      INTEGER
 );
 
--- EKs that an operator allows, each for one host id.
+-- EKs that an operator allows, each for one host id; `hardware` is the operator's word that it is no
+-- software TPM, for one that no manufacturer's certificate vouches for.
 CREATE TABLE allowed_eks (
     ek_digest       BLOB    PRIMARY KEY,
     host_id         TEXT    NOT NULL UNIQUE,
+    hardware        INTEGER NOT NULL,
     note            TEXT    NOT NULL,
     allowed_at      INTEGER NOT NULL
 );
@@ -68,30 +75,42 @@ CREATE TABLE records (
     body            TEXT    NOT NULL
 );
 -- No index on `serial`: serials are random, and each entry of such an index costs a page of the log it is
--- written to. What is live is found in `instances`.
+-- written to.
 
--- Runs of agents: the newest credential of each. Ids are random: rows lie in the order they came, and only
--- the small index over the ids is written all over.
-CREATE TABLE instances (
+-- Credentials that may still be valid, by the number of the record each was issued under, which holds the
+-- rest. All of an instance's are here until they expire: a renewal does not end the one before it.
+CREATE TABLE credentials (
+    number          INTEGER PRIMARY KEY,
+    instance_id     BLOB    NOT NULL,
+    tier            TEXT    NOT NULL,
+    custody         TEXT    NOT NULL,
+    not_after       INTEGER NOT NULL
+);
+-- Ids begin with the time: a new one comes at the end of the index.
+CREATE INDEX credentials_of_instance ON credentials (instance_id);
+
+-- Instances that have ended. An id that stands here is given no credential again.
+CREATE TABLE ended_instances (
     instance_id     BLOB    PRIMARY KEY,
     agent           TEXT    NOT NULL,
     host_id         TEXT    NOT NULL,
-    tier            TEXT    NOT NULL,
-    custody         TEXT    NOT NULL,
-    serial          BLOB    NOT NULL,
-    first_issued_at INTEGER NOT NULL,
-    issued_at       INTEGER NOT NULL,
-    not_after       INTEGER NOT NULL,
-    ended_at        INTEGER,
-    end_reason      TEXT
+    ended_at        INTEGER NOT NULL,
+    reason          TEXT    NOT NULL
 );
-CREATE INDEX instances_live ON instances (not_after) WHERE ended_at IS NULL;
 
 -- Certificates revoked before their end.
 CREATE TABLE revocations (
     serial          BLOB    PRIMARY KEY,
     hierarchy       TEXT    NOT NULL,
+    host_id         TEXT    NOT NULL,
     not_after       INTEGER NOT NULL,
     revoked_at      INTEGER NOT NULL,
     reason          TEXT    NOT NULL
-) WITHOUT ROWID;
+);
+
+-- One row, written again and again: whether the store still takes writes.
+CREATE TABLE heartbeat (
+    one             INTEGER PRIMARY KEY CHECK (one = 1),
+    at              INTEGER NOT NULL
+);
+INSERT INTO heartbeat (one, at) VALUES (1, 0);

@@ -110,6 +110,25 @@ impl Signed {
     }
 }
 
+/// A host's certificate, signed, that no one has seen: it too leaves only together with a `Recorded`.
+#[derive(Debug)]
+pub struct SignedHost(Leaf);
+
+impl SignedHost {
+    /// DER.
+    pub fn der(&self) -> &[u8] {
+        &self.0.der
+    }
+    /// Serial.
+    pub fn serial(&self) -> &Serial {
+        &self.0.serial
+    }
+    /// End.
+    pub fn not_after(&self) -> i64 {
+        self.0.not_after
+    }
+}
+
 impl Ca {
     /// CAs of these authorities.
     pub fn new(
@@ -209,9 +228,9 @@ impl Ca {
         spki: &[u8],
         now: i64,
         lifetime: Duration,
-    ) -> Result<Leaf, SignError> {
+    ) -> Result<SignedHost, SignError> {
         let id = SpiffeId::new(self.trust_domain.clone(), Subject::Host(host.clone()));
-        self.sign_infrastructure(&id, spki, now, lifetime, &[])
+        self.sign_infrastructure(&id, spki, now, lifetime, &[]).map(SignedHost)
     }
 
     /// Signs this issuer's own credential.

@@ -39,6 +39,12 @@ pub fn revocations_update(serials: impl IntoIterator<Item = Vec<u8>>) -> wire::H
     wire::HostUpdate { update: Some(wire::host_update::Update::Revocations(wire::Revocations { serials })) }
 }
 
+/// An order to attest again at once.
+pub fn attest_now(reason: &str) -> wire::HostUpdate {
+    let order = wire::AttestNow { reason: reason.to_owned() };
+    wire::HostUpdate { update: Some(wire::host_update::Update::AttestNow(order)) }
+}
+
 /// Quoted PCR values as a host sent them.
 ///
 /// # Errors

@@ -33,7 +33,9 @@ pub async fn run(issuer: Arc<Issuer>) {
 
 async fn write(issuer: &Arc<Issuer>) -> anyhow::Result<()> {
     let now = issuer.now();
-    let revocations = issuer.store().revocations(now).await?;
+    // RFC 5280 section 3.3: an entry stays until one list after its certificate's end has been issued.
+    let listed = now - i64::try_from(VALIDITY.as_secs())?;
+    let revocations = issuer.store().revocations(listed).await?;
     let dir = issuer.config().public_dir().join("crl");
     tokio::fs::create_dir_all(&dir).await?;
     for tier in [Tier::Enterprise, Tier::Advanced] {
@@ -70,7 +72,13 @@ async fn write(issuer: &Arc<Issuer>) -> anyhow::Result<()> {
 /// RFC 5280 section 5.3.1.
 fn reason(word: &str) -> Reason {
     match word {
-        "registration-changed" | "revoked" | "operator" => Reason::PrivilegeWithdrawn,
+        "registration-changed"
+        | "registration-removed"
+        | "host-disabled"
+        | "host-removed"
+        | "host-standing"
+        | "revoked"
+        | "operator" => Reason::PrivilegeWithdrawn,
         _ => Reason::CessationOfOperation,
     }
 }

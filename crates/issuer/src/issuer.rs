@@ -1,23 +1,24 @@
 //! The issuer as one value: configuration, store, CA, hosts, registrations, links.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, RwLock};
 
 use hallmark_core::decide::TrustRules;
 use hallmark_core::ek::EkRoots;
-use hallmark_core::id::{AgentName, HostId, InstanceId, SpiffeId, Subject, TrustDomain};
+use hallmark_core::id::{AgentName, HostId, SpiffeId, Subject, TrustDomain};
 use hallmark_hsm::Token;
-use tokio::sync::{Mutex as AsyncMutex, MutexGuard, Notify};
+use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard};
 
 use crate::ca::{Ca, Signed};
 use crate::config::Config;
 use crate::convert;
+use crate::flow::RefusalBook;
 use crate::link::Hub;
 use crate::registry::Registry;
 use crate::standing::HostState;
-use crate::store::{AllowedEk, Store, StoreError, TrustDomainRow};
+use crate::store::{AllowedEk, Ended, Store, StoreError, TrustDomainRow, unix_now};
 
 /// Why an issuer could not start.
 #[derive(Debug, thiserror::Error)]
@@ -51,8 +52,10 @@ pub struct Issuer {
     hosts: RwLock<HashMap<HostId, Arc<HostState>>>,
     allowed: RwLock<HashMap<[u8; 32], AllowedEk>>,
     registry: RwLock<Arc<Registry>>,
-    registry_turn: AsyncMutex<()>,
-    instances: Mutex<HashMap<InstanceId, Owner>>,
+    registry_turn: Arc<AsyncMutex<()>>,
+    host_turns: Box<[Arc<AsyncMutex<()>>]>,
+    epoch: AtomicU64,
+    refusals: RefusalBook,
     hub: Hub,
     counters: Counters,
     crl_due: Notify,
@@ -60,13 +63,11 @@ pub struct Issuer {
     draining: AtomicBool,
 }
 
-/// Whose an instance id is.
-#[derive(Debug, Clone)]
-struct Owner {
-    agent: AgentName,
-    host: HostId,
-    until: i64,
-}
+/// The right to change something, one holder at a time; it goes with the change until that is in force.
+pub type Turn = OwnedMutexGuard<()>;
+
+/// Hosts share this many turns.
+const HOST_TURNS: usize = 64;
 
 /// Decisions since the start.
 #[derive(Debug, Default)]
@@ -136,19 +137,15 @@ impl Issuer {
                 &row.standing,
                 &config.attestation.pcr_policies,
             )
-            .map_err(StartError::Stored)?;
+            .map_err(StartError::Stored)?
+            .under(&config.attestation.pcr_policies, row.disabled, 0);
             hosts.insert(row.host_id, Arc::new(state));
         }
+        let allowed = store.allowed_eks().await?.into_iter().map(|a| (a.ek_digest, a)).collect();
         let revision = store.registrations_revision().await?;
         let registry =
             Registry::from_rows(store.registrations().await?, revision).map_err(StartError::Stored)?;
-        let mut instances = HashMap::new();
-        for row in store.live_instances(now).await? {
-            if let (Ok(agent), Ok(host)) = (row.agent.parse(), row.host_id.parse()) {
-                instances.insert(row.instance_id, Owner { agent, host, until: row.not_after });
-            }
-        }
-        let issuer = Arc::new(Self {
+        Ok(Arc::new(Self {
             config: RwLock::new(Arc::new(config)),
             trust_domain,
             store,
@@ -156,18 +153,18 @@ impl Issuer {
             token,
             roots: RwLock::new(Arc::new(roots)),
             hosts: RwLock::new(hosts),
-            allowed: RwLock::default(),
+            allowed: RwLock::new(allowed),
             registry: RwLock::new(Arc::new(registry)),
-            registry_turn: AsyncMutex::new(()),
-            instances: Mutex::new(instances),
+            registry_turn: Arc::default(),
+            host_turns: (0..HOST_TURNS).map(|_| Arc::default()).collect(),
+            epoch: AtomicU64::new(1),
+            refusals: RefusalBook::default(),
             hub: Hub::default(),
             counters: Counters::default(),
             crl_due: Notify::new(),
             started_at: now,
             draining: AtomicBool::new(false),
-        });
-        issuer.reload_allowed().await?;
-        Ok(issuer)
+        }))
     }
 
     /// Seconds since 1970, by this machine's clock.
@@ -180,14 +177,17 @@ impl Issuer {
         read(&self.config).clone()
     }
 
-    /// Puts a reloaded configuration and reloaded roots in force. What cannot change while running keeps
-    /// its old value: the caller has said so.
+    /// Puts a reloaded configuration and reloaded roots in force, and every host under the new PCR policies.
+    /// What cannot change while running keeps its old value: the caller has said so.
     pub fn reconfigure(&self, config: Config, roots: Roots) {
-        for state in write(&self.hosts).values_mut() {
-            *state = Arc::new(state.under(&config.attestation.pcr_policies));
-        }
+        let mut hosts = write(&self.hosts);
         *write(&self.config) = Arc::new(config);
         *write(&self.roots) = Arc::new(roots);
+        let policies = &read(&self.config).attestation.pcr_policies;
+        for state in hosts.values_mut() {
+            let disabled = state.standing.disabled.clone();
+            *state = Arc::new(state.under(policies, disabled, state.epoch));
+        }
     }
 
     /// The trust domain as `init` fixed it.
@@ -230,6 +230,11 @@ impl Issuer {
         &self.counters
     }
 
+    /// How many refusals of strangers are recorded one by one.
+    pub fn refusals(&self) -> &RefusalBook {
+        &self.refusals
+    }
+
     /// When this process began to serve.
     pub fn started_at(&self) -> i64 {
         self.started_at
@@ -270,9 +275,47 @@ impl Issuer {
         hosts
     }
 
-    /// Puts a host's new standing, already stored, in force.
-    pub fn replace_host(&self, state: HostState) {
-        write(&self.hosts).insert(state.host_id.clone(), Arc::new(state));
+    /// The right to change what is known of a host.
+    pub async fn host_turn(&self, host: &HostId) -> Turn {
+        let mut hasher = DefaultHasher::new();
+        host.hash(&mut hasher);
+        // A remainder by the length is an index.
+        let place = usize::try_from(hasher.finish() % HOST_TURNS as u64).unwrap_or_default();
+        self.host_turns[place].clone().lock_owned().await
+    }
+
+    /// A number that no host's standing has had in this process.
+    pub fn next_epoch(&self) -> u64 {
+        self.epoch.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Puts a host's new standing, already stored, in force, under the policies of this moment. A host that
+    /// is disabled stays so.
+    pub fn put_host(&self, state: HostState, epoch: u64) {
+        let mut hosts = write(&self.hosts);
+        let disabled = hosts.get(&state.host_id).and_then(|h| h.standing.disabled.clone());
+        let state = state.under(&self.config().attestation.pcr_policies, disabled, epoch);
+        hosts.insert(state.host_id.clone(), Arc::new(state));
+    }
+
+    /// Puts a host's being disabled, or enabled, already stored, in force.
+    pub fn put_disabled(&self, host: &HostId, disabled: Option<String>, epoch: u64) {
+        let mut hosts = write(&self.hosts);
+        if let Some(state) = hosts.get_mut(host) {
+            *state = Arc::new(state.under(&self.config().attestation.pcr_policies, disabled, epoch));
+        }
+    }
+
+    /// Puts a turn of a host's epoch, already taken by the writer, in force.
+    pub fn put_epoch(&self, host: &HostId, epoch: u64) {
+        if let Some(state) = write(&self.hosts).get_mut(host) {
+            *state = Arc::new(HostState { epoch, ..HostState::clone(state) });
+        }
+    }
+
+    /// Forgets a host that was removed from the store.
+    pub fn drop_host(&self, host: &HostId) {
+        write(&self.hosts).remove(host);
     }
 
     /// The allow-list's entry for an EK.
@@ -287,14 +330,16 @@ impl Issuer {
         all
     }
 
-    /// Reads the allow-list again.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub async fn reload_allowed(&self) -> Result<(), StoreError> {
-        let allowed = self.store.allowed_eks().await?;
-        *write(&self.allowed) = allowed.into_iter().map(|a| (a.ek_digest, a)).collect();
-        Ok(())
+    /// Puts an entry of the allow-list, already stored, in force; it replaces the host's earlier one.
+    pub fn put_allowed(&self, entry: AllowedEk) {
+        let mut allowed = write(&self.allowed);
+        allowed.retain(|_, other| other.host_id != entry.host_id);
+        allowed.insert(entry.ek_digest, entry);
+    }
+
+    /// Forgets a host's entry of the allow-list.
+    pub fn drop_allowed(&self, host: &HostId) {
+        write(&self.allowed).retain(|_, entry| entry.host_id != *host);
     }
 
     /// The registrations in force.
@@ -303,8 +348,8 @@ impl Issuer {
     }
 
     /// The right to change the registrations, one holder at a time.
-    pub async fn registry_turn(&self) -> MutexGuard<'_, ()> {
-        self.registry_turn.lock().await
+    pub async fn registry_turn(&self) -> Turn {
+        self.registry_turn.clone().lock_owned().await
     }
 
     /// Puts new registrations, already stored, in force and pushes them to every host they concern.
@@ -314,50 +359,19 @@ impl Issuer {
         self.hub.send_each(|host| convert::registrations_update(next.for_host(host)));
     }
 
-    /// Checks that an instance id is free, or this agent's on this host.
-    ///
-    /// # Errors
-    /// The id belongs to another agent or host.
-    pub fn check_instance(&self, id: InstanceId, agent: &AgentName, host: &HostId) -> Result<(), String> {
-        match self.lock_instances().get(&id) {
-            Some(owner) if owner.agent != *agent || owner.host != *host => {
-                Err(format!("instance {id} belongs to another agent or host"))
-            }
-            _ => Ok(()),
+    /// Instances have ended, by whosever word: their hosts are told which certificates that ends, and new
+    /// CRLs are due.
+    pub fn tell_of_ended(&self, ended: &[Ended]) {
+        let mut serials: HashMap<&HostId, Vec<Vec<u8>>> = HashMap::new();
+        for instance in ended {
+            serials.entry(&instance.host).or_default().extend(instance.serials.iter().cloned());
         }
-    }
-
-    /// Holds an instance id for an agent on a host, for longer than any credential lives. Only what was
-    /// granted is held, so that refused requests fill nothing.
-    pub fn hold_instance(&self, id: InstanceId, agent: &AgentName, host: &HostId, now: i64) {
-        const HELD: i64 = 5 * 3600;
-        let mut instances = self.lock_instances();
-        if let Some(owner) = instances.get_mut(&id) {
-            owner.until = now + HELD;
-            return;
+        for (host, serials) in serials.into_iter().filter(|(_, serials)| !serials.is_empty()) {
+            self.hub.send(host, convert::revocations_update(serials));
         }
-        if instances.len() % 4096 == 4095 {
-            instances.retain(|_, owner| owner.until > now);
+        if !ended.is_empty() {
+            self.crl_is_due();
         }
-        instances.insert(id, Owner { agent: agent.clone(), host: host.clone(), until: now + HELD });
-    }
-
-    /// Whose an instance is, if it is this host's.
-    pub fn instance_agent(&self, id: InstanceId, host: &HostId) -> Option<AgentName> {
-        let instances = self.lock_instances();
-        instances.get(&id).filter(|owner| owner.host == *host).map(|owner| owner.agent.clone())
-    }
-
-    /// Forgets instances that have ended.
-    pub fn forget_instances(&self, ids: &[InstanceId]) {
-        let mut instances = self.lock_instances();
-        for id in ids {
-            instances.remove(id);
-        }
-    }
-
-    fn lock_instances(&self) -> std::sync::MutexGuard<'_, HashMap<InstanceId, Owner>> {
-        self.instances.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// A certificate was revoked: new CRLs should be written soon.
@@ -380,14 +394,6 @@ impl Issuer {
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
     }
-}
-
-fn unix_now() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .ok()
-        .and_then(|d| i64::try_from(d.as_secs()).ok())
-        .unwrap_or_default()
 }
 
 // A panic while one of these locks was held cannot leave a half-written value: each holds a map or a

@@ -46,6 +46,13 @@ impl Hub {
         links.retain(|host, link| link.try_send(Ok(update(host))).is_ok());
     }
 
+    /// Ends one host's stream, after what waits for it.
+    pub fn close_one(&self, host: &HostId) {
+        if let Ok(mut links) = self.links.lock() {
+            links.remove(host);
+        }
+    }
+
     /// Whether a host is listening.
     pub fn is_open(&self, host: &HostId) -> bool {
         self.links.lock().is_ok_and(|links| links.get(host).is_some_and(|link| !link.is_closed()))

@@ -5,7 +5,7 @@
 //! of version 1 ignores fields it does not know.
 
 use hallmark_proto::issuer::Unmet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Version of the entry's form.
 const VERSION: u32 = 1;
@@ -112,6 +112,15 @@ pub struct Record<'a> {
     /// The reason, in the words of the check that failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// An operator's own words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// Serials of the certificates that this ends before their time, hex.
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    pub revoked: Vec<String>,
+    /// Refusals of strangers since the last recorded one that were only counted.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub unrecorded: u64,
     /// Every requirement not met.
     #[serde(skip_serializing_if = "<[UnmetEntry]>::is_empty")]
     pub unmet: Vec<UnmetEntry>,
@@ -121,6 +130,20 @@ pub struct Record<'a> {
     /// Who ordered it, for an operator's order.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub operator: Option<String>,
+}
+
+// serde hands over a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// What is read back of the record of a credential.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Shown {
+    pub(crate) owner: Option<String>,
+    #[serde(default)]
+    pub(crate) selectors: Vec<String>,
 }
 
 /// One requirement not met.

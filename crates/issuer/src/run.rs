@@ -28,8 +28,8 @@ use crate::issuer::Issuer;
 use crate::logging::LogLevel;
 use crate::record::{Kind, Record};
 use crate::server::HostServices;
-use crate::store::Store;
-use crate::{crl, ek_roots, init, token};
+use crate::store::{Store, Write};
+use crate::{crl, ek_roots, flow, init, token};
 
 /// Lifetime of the issuer's own server certificate; renewed at half.
 const OWN_SVID_LIFETIME: Duration = Duration::from_secs(24 * 3600);
@@ -41,6 +41,8 @@ const MAX_MESSAGE: usize = 8 << 20;
 const MAX_ATTESTATION: usize = 3 << 20;
 /// Calls at once on one host's connection.
 const STREAMS: u32 = 256;
+/// How often expired rows are dropped.
+const PURGE_EVERY: Duration = Duration::from_secs(600);
 /// How often the CA key proves that it signs.
 const HEALTH_EVERY: Duration = Duration::from_secs(30);
 
@@ -96,6 +98,7 @@ pub async fn run(config: Config, dev: bool, level: LogLevel) -> anyhow::Result<(
     tokio::spawn(crl::run(issuer.clone()));
     tokio::spawn(renew_own(issuer.clone(), identity));
     tokio::spawn(watch_health(issuer.clone(), health.clone()));
+    tokio::spawn(purge(issuer.clone()));
 
     tracing::info!(
         trust_domain = %issuer.trust_domain().name, issuer_id = %config.issuer_id, listen = %config.listen,
@@ -308,6 +311,8 @@ fn reload(issuer: &Arc<Issuer>, level: &LogLevel) {
             let effective =
                 Config { attestation: new.attestation, log_level: new.log_level, ..(*old).clone() };
             issuer.reconfigure(effective, roots);
+            let held = issuer.clone();
+            tokio::spawn(async move { flow::standing::reloaded(&held).await });
             tracing::info!("reloaded: attestation rules, EK roots, log level");
         }
         Err(error) => tracing::error!(error = format!("{error:#}"), "reload: nothing was changed"),
@@ -315,8 +320,17 @@ fn reload(issuer: &Arc<Issuer>, level: &LogLevel) {
     notify(&[NotifyState::Ready]);
 }
 
-/// Tells systemd that the issuer is alive: only while its store can be read. A store that can no longer be
-/// written does not show here.
+/// Drops from the tables of what is alive what has long expired.
+async fn purge(issuer: Arc<Issuer>) {
+    loop {
+        tokio::time::sleep(PURGE_EVERY).await;
+        if let Err(error) = issuer.store().commit(vec![Write::Purge { at: issuer.now() }]).await {
+            tracing::warn!(%error, "store: what has expired could not be dropped; the next turn tries again");
+        }
+    }
+}
+
+/// Tells systemd that the issuer is alive: only while its store takes writes and makes them durable.
 async fn watchdog(issuer: Arc<Issuer>) {
     let mut usec = 0;
     if !sd_notify::watchdog_enabled(false, &mut usec) {
@@ -325,7 +339,8 @@ async fn watchdog(issuer: Arc<Issuer>) {
     let every = Duration::from_micros(usec) / 3;
     loop {
         tokio::time::sleep(every).await;
-        if issuer.store().newest_record_at().await.is_ok() {
+        let beat = Write::Heartbeat { at: issuer.now() };
+        if issuer.store().commit(vec![beat]).await.is_ok() {
             notify(&[NotifyState::Watchdog]);
         }
     }

@@ -160,17 +160,25 @@ impl HostLink for HostServices {
         request: Request<wire::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let host = caller(&request)?;
-        if self.issuer.host(&host).is_none() {
-            return Err(Status::permission_denied("this host is not enrolled here"));
-        }
+        // The stream is open before anything is looked at, so that no change falls between the two.
         let (updates, receiver) = self.issuer.hub().open(&host);
-        // The stream is open before the snapshot is taken, so that no change falls between the two.
+        let refused = match self.issuer.host(&host) {
+            None => Some(Status::permission_denied("this host is not enrolled here")),
+            Some(state) => state.standing.disabled.as_ref().map(|_| status::disabled()),
+        };
+        if let Some(refused) = refused {
+            self.issuer.hub().close_one(&host);
+            return Err(refused);
+        }
+        let revoked =
+            self.issuer.store().revoked_on(&host, self.issuer.now()).await.map_err(|e| status::store(&e))?;
+        let revoked = (!revoked.is_empty()).then(|| convert::revocations_update(revoked));
         let registrations = convert::registrations_update(self.issuer.registry().for_host(&host));
         let bundles = convert::bundles_update(convert::bundles(
             self.issuer.trust_domain().name.as_str(),
             self.issuer.ca(),
         ));
-        for update in [bundles, registrations] {
+        for update in revoked.into_iter().chain([bundles, registrations]) {
             updates.send(Ok(update)).await.map_err(|_| Status::unavailable("the stream was replaced"))?;
         }
         tracing::info!(host_id = %host, "host connected");

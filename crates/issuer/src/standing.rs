@@ -29,6 +29,9 @@ pub struct HostState {
     pub pcrs: PcrValues,
     /// What decisions are made on, under the PCR policies in force.
     pub standing: HostStanding,
+    /// Counts the changes of what is known of this host, in this process: what was decided upon one is not
+    /// recorded under the next.
+    pub epoch: u64,
 }
 
 /// The stored part, versioned JSON.
@@ -56,9 +59,10 @@ pub struct TpmState {
     /// SHA-256 of the EK's SubjectPublicKeyInfo.
     #[serde(with = "hex::serde")]
     pub ek_sha256: [u8; 32],
-    /// `certificate` or `allow-list`.
+    /// Who says that it is to be trusted.
     pub ek_trust: StoredEkTrust,
-    /// Software, by the roots that signed its EK certificate.
+    /// Software: by the roots that signed its EK certificate, or, in a lab trust domain, because nobody says
+    /// otherwise.
     pub simulated: bool,
     /// The manufacturer the EK certificate names, if there is one.
     pub manufacturer: Option<String>,
@@ -74,13 +78,15 @@ pub struct TpmState {
 }
 
 /// How an EK came to be trusted.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StoredEkTrust {
     /// Its certificate chains to a known root.
     Certificate,
     /// An operator put its digest on the allow-list.
     AllowList,
+    /// An operator put its digest on the allow-list and vouched that it is hardware.
+    Vouched,
 }
 
 impl Stored {
@@ -139,12 +145,14 @@ impl HostState {
         };
         let pcrs = pcr_values(stored.tpm.as_ref()).map_err(|e| format!("PCRs of {host_id}: {e}"))?;
         let standing = standing(&host_id, &stored, &pcrs, policies);
-        Ok(Self { host_id, enrolled_at, stored, ak, pcrs, standing })
+        Ok(Self { host_id, enrolled_at, stored, ak, pcrs, standing, epoch: 0 })
     }
 
-    /// The same host under other PCR policies.
-    pub fn under(&self, policies: &[HostPolicy]) -> Self {
-        Self { standing: standing(&self.host_id, &self.stored, &self.pcrs, policies), ..self.clone() }
+    /// The same host under the PCR policies in force, disabled or not, at this epoch.
+    pub fn under(&self, policies: &[HostPolicy], disabled: Option<String>, epoch: u64) -> Self {
+        let standing =
+            HostStanding { disabled, ..standing(&self.host_id, &self.stored, &self.pcrs, policies) };
+        Self { standing, epoch, ..self.clone() }
     }
 }
 
@@ -167,6 +175,7 @@ fn standing(host_id: &HostId, stored: &Stored, pcrs: &PcrValues, policies: &[Hos
             ek_trust: match tpm.ek_trust {
                 StoredEkTrust::Certificate => EkTrust::Certificate,
                 StoredEkTrust::AllowList => EkTrust::AllowList,
+                StoredEkTrust::Vouched => EkTrust::Vouched,
             },
         },
     };
@@ -197,11 +206,12 @@ fn pcr_standing(host_id: &HostId, values: &PcrValues, policies: &[HostPolicy]) -
 }
 
 impl StoredEkTrust {
-    /// `ek-certificate` or `allow-list`.
+    /// `ek-certificate`, `allow-list` or `vouched`.
     pub fn as_str(self) -> &'static str {
         match self {
             StoredEkTrust::Certificate => "ek-certificate",
             StoredEkTrust::AllowList => "allow-list",
+            StoredEkTrust::Vouched => "vouched",
         }
     }
 }

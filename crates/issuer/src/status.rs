@@ -2,7 +2,7 @@
 
 use tonic::Status;
 
-use crate::flow::attest::AttestRefusal;
+use crate::flow::AttestRefusal;
 use crate::store::StoreError;
 
 /// What a host is told of a refused attestation: the check's code word, and no values.
@@ -14,6 +14,11 @@ pub fn attestation(refusal: &AttestRefusal) -> Status {
         }
         other => Status::permission_denied(format!("attestation refused: {}", other.code())),
     }
+}
+
+/// What a host that an operator disabled is told.
+pub fn disabled() -> Status {
+    Status::permission_denied("refused: host-disabled")
 }
 
 /// What a host is told when the store failed: try again, nothing was released.

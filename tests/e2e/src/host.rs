@@ -98,6 +98,20 @@ impl Host {
         self.daemon.as_mut().context("the host daemon is not running")
     }
 
+    /// The digest of its EK, by its own word (`hallmark-hostd ek`).
+    ///
+    /// # Errors
+    /// The daemon cannot read its TPM.
+    pub fn ek(&self, bed: &Bed) -> Result<String> {
+        std::fs::write(self.dir.join("hostd.toml"), self.config(bed)?)?;
+        let mut command = Command::new(binary("hallmark-hostd")?);
+        let output = command.arg("ek").arg("--config").arg(self.dir.join("hostd.toml")).output()?;
+        if !output.status.success() {
+            bail!("hallmark-hostd ek: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+
     /// Starts its daemon, without waiting for anything.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 //! evidence are beside the verifier, in `hallmark-core`; these need the real issuer.
 
 use anyhow::{Context, Result};
+use hallmark_core::id::InstanceId;
 use hallmark_e2e::{Bed, BedOptions, Host, Rogue, admin, csr, csr_with, join_token, wait_until};
 use hallmark_proto::issuer as wire;
 use rcgen::{BasicConstraints, IsCa, KeyPair, SanType};
@@ -15,6 +16,13 @@ fn bed() -> Result<Bed> {
 const AGENTS: &str = r#"
 [[agent]]
 name = "here"
+owner = "team@test.example"
+tier = "foundation"
+hosts = ["host-1"]
+selectors = ["unix:uid:1001"]
+
+[[agent]]
+name = "near"
 owner = "team@test.example"
 tier = "foundation"
 hosts = ["host-1"]
@@ -42,10 +50,15 @@ hosts = ["host-1"]
 selectors = ["systemd:unit:best.service"]
 "#;
 
+/// An instance id drawn when this was first asked: the same each time.
+fn drawn(n: u8) -> Vec<u8> {
+    InstanceId::drawn_at(bed_started() * 1000, [n; 10]).as_bytes().to_vec()
+}
+
 fn item(agent: &str, selectors: &[&str], csr: Vec<u8>) -> wire::IssueItem {
     wire::IssueItem {
         agent: agent.to_owned(),
-        instance_id: vec![1; 16].into(),
+        instance_id: drawn(1).into(),
         csr: csr.into(),
         selectors: selectors.iter().map(ToString::to_string).collect(),
         key: Some(wire::issue_item::Key::Software(wire::SoftwareKey {})),
@@ -126,7 +139,7 @@ async fn a_host_asks_for_what_is_not_its_own() -> Result<()> {
         issue(
             &rogue,
             wire::IssueItem {
-                instance_id: vec![2; 16].into(),
+                instance_id: drawn(2).into(),
                 ..item("elsewhere", &["unix:uid:1001"], elsewhere)
             }
         )
@@ -135,9 +148,34 @@ async fn a_host_asks_for_what_is_not_its_own() -> Result<()> {
     );
     assert_eq!(issue(&rogue, item("here", &["unix:uid:1002"], good())).await?, ["selectors"]);
     assert_eq!(issue(&rogue, item("nobody", &[], csr(&key, None))).await?, ["no-registration"]);
-    let other_instance =
-        wire::IssueItem { agent: "better".to_owned(), ..item("here", &["unix:uid:1001"], csr(&key, None)) };
-    assert_eq!(issue(&rogue, other_instance).await?, ["instance-id"]);
+    // The id is another agent's, though this one may run here as well.
+    assert_eq!(issue(&rogue, item("near", &["unix:uid:1001"], csr(&key, None))).await?, ["instance-id"]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_has_ended_and_an_id_from_another_day() -> Result<()> {
+    // With CA keys in a token: a restart leaves the roots as they are.
+    let mut bed = Bed::start(BedOptions::default())?;
+    bed.apply(AGENTS)?;
+    let rogue = Rogue::joined(&bed, "host-1").await?;
+    let other = Rogue::joined(&bed, "host-2").await?;
+    let key = KeyPair::generate()?;
+    let again = || item("here", &["unix:uid:1001"], csr(&key, None));
+    assert_eq!(issue(&rogue, again()).await?, [""; 0]);
+    let retire =
+        || wire::RetireRequest { instance_ids: vec![drawn(1).into()], reason: "process-exited".to_owned() };
+    // Another host's word ends nothing.
+    other.issuance().retire(retire()).await?;
+    assert_eq!(issue(&rogue, again()).await?, [""; 0]);
+    rogue.issuance().retire(retire()).await?;
+    assert_eq!(issue(&rogue, again()).await?, ["instance-ended"]);
+    bed.kill_issuer()?;
+    bed.start_issuer()?;
+    assert_eq!(issue(&rogue, again()).await?, ["instance-ended"], "forgotten by a restart");
+    let yesterday = InstanceId::drawn_at((bed_started() - 86_400) * 1000, [9; 10]);
+    let old = wire::IssueItem { instance_id: yesterday.as_bytes().to_vec().into(), ..again() };
+    assert_eq!(issue(&rogue, old).await?, ["instance-id"]);
     Ok(())
 }
 
@@ -180,7 +218,7 @@ async fn more_than_was_proved() -> Result<()> {
 
     // A join-token host above foundation: everything that is missing is named.
     let better = wire::IssueItem {
-        instance_id: vec![3; 16].into(),
+        instance_id: drawn(3).into(),
         ..item("better", &["systemd:unit:better.service"], csr(&key, None))
     };
     let unmet = issue(&rogue, better).await?;
@@ -195,7 +233,7 @@ async fn more_than_was_proved() -> Result<()> {
     let tpm = wire::TpmKey { certification: Some(certification), policy_pcrs: Vec::new() };
     let claimed = wire::IssueItem {
         key: Some(wire::issue_item::Key::Tpm(tpm)),
-        instance_id: vec![4; 16].into(),
+        instance_id: drawn(4).into(),
         ..item("best", &["systemd:unit:best.service"], csr(&key, None))
     };
     assert_eq!(issue(&rogue, claimed).await?, ["key-evidence"]);

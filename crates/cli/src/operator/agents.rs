@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use clap::Subcommand;
-use hallmark_core::id::AgentName;
-use hallmark_proto::admin::{Agent, Instance, ListAgentsRequest, ShowAgentRequest};
+use hallmark_core::id::{AgentName, HostId, InstanceId};
+use hallmark_proto::admin::{Agent, EndAgentRequest, Instance, ListAgentsRequest, ShowAgentRequest};
 use serde::Serialize;
 
 use crate::admin::{connect, failed};
@@ -21,6 +21,20 @@ pub(crate) enum AgentCommand {
         /// The agent's name
         agent: AgentName,
     },
+    /// End an agent's instances: their certificates are revoked, their hosts take their keys away
+    #[command(after_help = "\
+What ends does not begin again by itself, but the agent may start anew while its registration stands: to keep it from
+that, remove the registration (`hallmark apply --prune`) or disable the host (`hallmark host disable`).")]
+    End {
+        /// The agent's name
+        agent: AgentName,
+        /// Only those on this host
+        #[arg(long)]
+        host: Option<HostId>,
+        /// Only this one
+        #[arg(long, value_name = "ID")]
+        instance: Option<InstanceId>,
+    },
 }
 
 pub(crate) async fn run(admin: &Path, command: AgentCommand, output: &Output) -> Result<u8, Failure> {
@@ -34,8 +48,30 @@ pub(crate) async fn run(admin: &Path, command: AgentCommand, output: &Output) ->
             let request = ShowAgentRequest { agent: agent.to_string() };
             output.show(&AgentView::from(issuer.show_agent(request).await.map_err(failed)?.into_inner()))?;
         }
+        AgentCommand::End { agent, host, instance } => {
+            let request = EndAgentRequest {
+                agent: agent.to_string(),
+                host_id: host.map(|h| h.to_string()).unwrap_or_default(),
+                instance_id: instance.map(|i| i.to_string()).unwrap_or_default(),
+            };
+            let ended = issuer.end_agent(request).await.map_err(failed)?.into_inner().ended;
+            output.show(&EndedView { agent: agent.to_string(), ended })?;
+        }
     }
     Ok(0)
+}
+
+#[derive(Serialize)]
+struct EndedView {
+    agent: String,
+    ended: Vec<String>,
+}
+
+impl Present for EndedView {
+    fn present(&self, page: &mut Page) {
+        page.line(format!("{} of {} ended.", super::host::instances(self.ended.len()), self.agent));
+        self.ended.iter().for_each(|id| page.line(format!("  {id}")));
+    }
 }
 
 #[derive(Serialize)]
@@ -67,7 +103,7 @@ struct InstanceView {
     host_id: String,
     serial: String,
     custody: String,
-    first_issued_at: Moment,
+    begun_at: Moment,
     issued_at: Moment,
     not_after: Moment,
     state: String,
@@ -101,7 +137,7 @@ impl From<Instance> for InstanceView {
             host_id: i.host_id,
             serial: i.serial,
             custody: i.custody,
-            first_issued_at: Moment(i.first_issued_at),
+            begun_at: Moment(i.begun_at),
             issued_at: Moment(i.issued_at),
             not_after: Moment(i.not_after),
             state: i.state,

@@ -5,7 +5,10 @@ use std::path::Path;
 use clap::Subcommand;
 use hallmark_core::id::HostId;
 use hallmark_core::pcr::{self, PcrValues};
-use hallmark_proto::admin::{AllowHostRequest, Host, ListHostsRequest, ShowHostRequest};
+use hallmark_proto::admin::{
+    AllowHostRequest, DisableHostRequest, EnableHostRequest, Host, ListHostsRequest, RemoveHostRequest,
+    ShowHostRequest,
+};
 use serde::Serialize;
 
 use crate::admin::{connect, failed};
@@ -28,17 +31,47 @@ The digest is the SHA-256 of the endorsement key's SubjectPublicKeyInfo. On the 
   tpm2_createek -c ek.ctx -G rsa -u ek.pub -f pem
   openssl pkey -pubin -in ek.pub -outform DER | sha256sum
 
+Being on the list lets the TPM enrol; it does not say that it is hardware. Without a manufacturer's certificate that
+is your word to give, with --vouch-hardware, and the record names you for it. Without it the host stays at foundation.
+
 Example:
-  hallmark host allow web-01 --ek-sha256 3f0c…e9 --note 'rack 7, checked by hand'")]
+  hallmark host allow web-01 --ek-sha256 3f0c…e9 --vouch-hardware --note 'rack 7, seen by hand'")]
     Allow {
         /// The id this TPM's host will have, for ever
         host: HostId,
         /// SHA-256 of the endorsement key's SubjectPublicKeyInfo, 64 hexadecimal digits
         #[arg(long, value_name = "HEX", value_parser = sha256)]
         ek_sha256: String,
+        /// Vouch that this is a hardware TPM: it then counts for the enterprise and advanced tiers
+        #[arg(long)]
+        vouch_hardware: bool,
         /// Why it is allowed; it stands in the record
         #[arg(long, default_value = "")]
         note: String,
+    },
+    /// Disable a host: all that runs on it ends now, and it is refused until it is enabled
+    Disable {
+        /// The host's id
+        host: HostId,
+        /// Why; it stands in the record
+        #[arg(long)]
+        reason: String,
+    },
+    /// Enable a host that was disabled: it attests anew when it next comes
+    Enable {
+        /// The host's id
+        host: HostId,
+    },
+    /// Remove a host: all that runs on it ends now, and what is known of it is forgotten
+    #[command(after_help = "\
+Its id stays bound to its TPM for ever, and the record of what it did stays. It may enrol again, as new, after
+`hallmark host allow`: that is also the way back for a host whose TPM was cleared, whose clock and counters began anew.")]
+    Remove {
+        /// The host's id
+        host: HostId,
+        /// Remove it without asking again
+        #[arg(long)]
+        yes: bool,
     },
     /// A host's present PCR values, in the form that the issuer's configuration takes
     #[command(after_help = "\
@@ -64,14 +97,35 @@ pub(crate) async fn run(admin: &Path, command: HostCommand, output: &Output) -> 
             let request = ShowHostRequest { host_id: host.to_string() };
             output.show(&HostView::from(issuer.show_host(request).await.map_err(failed)?.into_inner()))?;
         }
-        HostCommand::Allow { host, ek_sha256, note } => {
+        HostCommand::Allow { host, ek_sha256, vouch_hardware, note } => {
             let request = AllowHostRequest {
                 host_id: host.to_string(),
                 ek_sha256: ek_sha256.clone(),
                 note: note.clone(),
+                vouch_hardware,
             };
             issuer.allow_host(request).await.map_err(failed)?;
-            output.show(&Allowed { host_id: host.to_string(), ek_sha256, note })?;
+            output.show(&Allowed { host_id: host.to_string(), ek_sha256, vouch_hardware, note })?;
+        }
+        HostCommand::Disable { host, reason } => {
+            let request = DisableHostRequest { host_id: host.to_string(), reason };
+            let ended = issuer.disable_host(request).await.map_err(failed)?.into_inner().ended;
+            output.show(&Turned { host_id: host.to_string(), state: "disabled", ended })?;
+        }
+        HostCommand::Enable { host } => {
+            issuer.enable_host(EnableHostRequest { host_id: host.to_string() }).await.map_err(failed)?;
+            output.show(&Turned { host_id: host.to_string(), state: "enabled", ended: Vec::new() })?;
+        }
+        HostCommand::Remove { host, yes } => {
+            if !yes {
+                return Err(Failure::refused(format!(
+                    "host {host} was not removed: that ends all that runs on it"
+                ))
+                .remedy(format!("hallmark host remove {host} --yes")));
+            }
+            let request = RemoveHostRequest { host_id: host.to_string() };
+            let ended = issuer.remove_host(request).await.map_err(failed)?.into_inner().ended;
+            output.show(&Turned { host_id: host.to_string(), state: "removed", ended })?;
         }
         HostCommand::Pcrs { host } => {
             let request = ShowHostRequest { host_id: host.to_string() };
@@ -115,6 +169,7 @@ struct HostView {
     firmware_version: u64,
     connected: bool,
     pending: bool,
+    disabled: String,
     version: String,
 }
 
@@ -155,6 +210,7 @@ impl From<Host> for HostView {
             firmware_version: h.firmware_version,
             connected: h.connected,
             pending: h.pending,
+            disabled: h.disabled,
             version: h.version,
         }
     }
@@ -166,6 +222,7 @@ impl Present for HostsView {
         let rows = self.hosts.iter().map(|h| {
             let tier = if h.highest_tier.is_empty() { word("-") } else { word(&h.highest_tier) };
             let state = match (h.pending, h.connected) {
+                _ if !h.disabled.is_empty() => toned(Tone::Bad, "disabled"),
                 (true, _) => word("pending"),
                 (_, true) => toned(Tone::Good, "connected"),
                 (_, false) => toned(Tone::Warning, "away"),
@@ -186,6 +243,14 @@ impl Present for HostsView {
 }
 
 impl HostView {
+    fn state(&self) -> crate::output::Word {
+        match (self.disabled.as_str(), self.pending) {
+            ("", true) => word("pending: allowed, not yet enrolled"),
+            ("", false) => word("enrolled"),
+            (reason, _) => toned(Tone::Bad, format!("disabled: {reason}")),
+        }
+    }
+
     fn proof_word(&self) -> crate::output::Word {
         if self.simulated {
             return toned(Tone::Warning, format!("{} (simulated)", self.proof));
@@ -205,7 +270,7 @@ impl Present for HostView {
         let tpm = |text: String| if self.clock_ms > 0 { text } else { String::new() };
         page.facts(&[
             ("host", word(&self.host_id)),
-            ("state", word(if self.pending { "pending: allowed, not yet enrolled" } else { "enrolled" })),
+            ("state", self.state()),
             ("connected", yes_no(self.connected)),
             ("daemon", word(&self.version)),
             ("proof", self.proof_word()),
@@ -240,13 +305,38 @@ impl Present for HostView {
 struct Allowed {
     host_id: String,
     ek_sha256: String,
+    vouch_hardware: bool,
     note: String,
 }
 
 impl Present for Allowed {
     fn present(&self, page: &mut Page) {
         page.line(format!("Allowed: the TPM with EK {} may enrol as {}.", self.ek_sha256, self.host_id));
+        page.line(if self.vouch_hardware {
+            "You vouch that it is a hardware TPM."
+        } else {
+            "Nobody vouches that it is a hardware TPM (--vouch-hardware): without a manufacturer's certificate it counts for foundation only."
+        });
     }
+}
+
+/// A host that was disabled, enabled or removed.
+#[derive(Serialize)]
+struct Turned {
+    host_id: String,
+    state: &'static str,
+    ended: Vec<String>,
+}
+
+impl Present for Turned {
+    fn present(&self, page: &mut Page) {
+        page.line(format!("Host {} is {}; {} ended.", self.host_id, self.state, instances(self.ended.len())));
+    }
+}
+
+/// `1 instance`, `3 instances`.
+pub(super) fn instances(count: usize) -> String {
+    format!("{count} instance{}", if count == 1 { "" } else { "s" })
 }
 
 /// PCR values as configuration.

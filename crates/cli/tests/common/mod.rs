@@ -46,6 +46,7 @@ pub fn json(output: &Output) -> serde_json::Value {
 pub struct Asked {
     pub applied: Vec<ApplyRequest>,
     pub allowed: Vec<AllowHostRequest>,
+    pub orders: Vec<String>,
     pub tokens: Vec<CreateJoinTokenRequest>,
     pub records: Vec<ListRecordsRequest>,
 }
@@ -149,6 +150,7 @@ fn host(id: &str) -> Host {
         version: "0.1.0".into(),
         pending: false,
         event_log: "replayed".into(),
+        disabled: String::new(),
     }
 }
 
@@ -170,7 +172,7 @@ fn agent() -> Agent {
             host_id: "web-01".into(),
             serial: "0102".into(),
             custody: "tpm-certified".into(),
-            first_issued_at: now() - 600,
+            begun_at: now() - 600,
             issued_at: now() - 60,
             not_after: now() + 540,
             state: "live".into(),
@@ -237,6 +239,28 @@ impl Admin for Service {
     async fn allow_host(&self, request: Request<AllowHostRequest>) -> Answer<AllowHostResponse> {
         self.asked.lock().unwrap().allowed.push(request.into_inner());
         Ok(Response::new(AllowHostResponse {}))
+    }
+
+    async fn disable_host(&self, request: Request<DisableHostRequest>) -> Answer<DisableHostResponse> {
+        let request = request.into_inner();
+        self.asked.lock().unwrap().orders.push(format!("disable {}: {}", request.host_id, request.reason));
+        Ok(Response::new(DisableHostResponse { ended: vec!["1a".repeat(16), "2b".repeat(16)] }))
+    }
+
+    async fn enable_host(&self, request: Request<EnableHostRequest>) -> Answer<EnableHostResponse> {
+        self.asked.lock().unwrap().orders.push(format!("enable {}", request.into_inner().host_id));
+        Ok(Response::new(EnableHostResponse {}))
+    }
+
+    async fn remove_host(&self, request: Request<RemoveHostRequest>) -> Answer<RemoveHostResponse> {
+        self.asked.lock().unwrap().orders.push(format!("remove {}", request.into_inner().host_id));
+        Ok(Response::new(RemoveHostResponse { ended: vec![] }))
+    }
+
+    async fn end_agent(&self, request: Request<EndAgentRequest>) -> Answer<EndAgentResponse> {
+        let EndAgentRequest { agent, host_id, instance_id } = request.into_inner();
+        self.asked.lock().unwrap().orders.push(format!("end {agent} {host_id} {instance_id}"));
+        Ok(Response::new(EndAgentResponse { ended: vec!["1a".repeat(16)] }))
     }
 
     async fn create_join_token(

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hallmark_core::decide::{self, highest_tier};
-use hallmark_core::id::{AgentName, HostId};
+use hallmark_core::id::{AgentName, HostId, InstanceId};
 use hallmark_core::registration::Registered;
 use hallmark_core::tier::Hierarchy;
 use hallmark_core::x509::OidArc;
@@ -16,11 +16,13 @@ use super::{Admission, Operator};
 use crate::issuer::Issuer;
 use crate::standing::HostState;
 use crate::status;
-use crate::store::{AuthorityKind, InstanceRow};
+use crate::store::{AuthorityKind, Ended, InstanceRow};
 use crate::{doctor, flow};
 
 /// Most instances listed for one agent.
-const MAX_INSTANCES: u32 = 1000;
+const MAX_INSTANCES: usize = 1000;
+/// Longest reason for disabling a host.
+const MAX_REASON: usize = 200;
 /// Most records in one answer.
 const MAX_RECORDS: u32 = 10_000;
 
@@ -47,6 +49,10 @@ fn named<T: std::str::FromStr<Err = hallmark_core::id::NameError>>(text: &str) -
     text.parse().map_err(|e: hallmark_core::id::NameError| Status::invalid_argument(e.to_string()))
 }
 
+fn instances(ended: &[Ended]) -> Vec<String> {
+    ended.iter().map(|instance| instance.instance.to_string()).collect()
+}
+
 fn no_host(id: &HostId) -> Status {
     Status::not_found(format!("no host {id} is enrolled (see hallmark host list)"))
 }
@@ -66,7 +72,6 @@ impl Admin for AdminService {
         let config = issuer.config();
         let trust_domain = issuer.trust_domain();
         let now = issuer.now();
-        let live = issuer.store().live_instances(now).await.map_err(|e| status::admin(&e))?;
         let (issued, refused) = issuer.counters().read();
         let registry = issuer.registry();
         Ok(Response::new(wire::StatusResponse {
@@ -84,7 +89,7 @@ impl Admin for AdminService {
             hosts: issuer.hosts().len() as u64,
             hosts_connected: issuer.hub().len() as u64,
             agents: registry.agents.len() as u64,
-            live_credentials: live.len() as u64,
+            live_credentials: issuer.store().live().count(now) as u64,
             issued,
             refused,
             registrations_revision: registry.revision,
@@ -137,10 +142,65 @@ impl Admin for AdminService {
         hex::decode_to_slice(&request.ek_sha256, &mut digest).map_err(|_| {
             Status::invalid_argument("the EK digest is 64 hexadecimal digits: SHA-256 of the EK's SubjectPublicKeyInfo, as hallmark-hostd prints it")
         })?;
-        flow::enrol::allow(&self.issuer, &operator, id, digest, request.note)
+        flow::enrol::allow(&self.issuer, &operator, id, digest, request.vouch_hardware, request.note)
             .await
             .map_err(|e| status::admin(&e))?;
         Ok(Response::new(wire::AllowHostResponse {}))
+    }
+
+    async fn disable_host(
+        &self,
+        request: Request<wire::DisableHostRequest>,
+    ) -> Result<Response<wire::DisableHostResponse>, Status> {
+        let (operator, request) = self.admit(request)?;
+        let id: HostId = named(&request.host_id)?;
+        let reason = request.reason.trim();
+        if reason.is_empty() || reason.len() > MAX_REASON {
+            return Err(Status::invalid_argument(format!(
+                "a host is disabled with a reason of 1 to {MAX_REASON} bytes; it stands in the record"
+            )));
+        }
+        let ended = flow::enrol::disable(&self.issuer, &operator, id, reason.to_owned())
+            .await
+            .map_err(|e| status::admin(&e))?;
+        Ok(Response::new(wire::DisableHostResponse { ended: instances(&ended) }))
+    }
+
+    async fn enable_host(
+        &self,
+        request: Request<wire::EnableHostRequest>,
+    ) -> Result<Response<wire::EnableHostResponse>, Status> {
+        let (operator, request) = self.admit(request)?;
+        let id: HostId = named(&request.host_id)?;
+        flow::enrol::enable(&self.issuer, &operator, id).await.map_err(|e| status::admin(&e))?;
+        Ok(Response::new(wire::EnableHostResponse {}))
+    }
+
+    async fn remove_host(
+        &self,
+        request: Request<wire::RemoveHostRequest>,
+    ) -> Result<Response<wire::RemoveHostResponse>, Status> {
+        let (operator, request) = self.admit(request)?;
+        let id: HostId = named(&request.host_id)?;
+        let ended = flow::enrol::remove(&self.issuer, &operator, id).await.map_err(|e| status::admin(&e))?;
+        Ok(Response::new(wire::RemoveHostResponse { ended: instances(&ended) }))
+    }
+
+    async fn end_agent(
+        &self,
+        request: Request<wire::EndAgentRequest>,
+    ) -> Result<Response<wire::EndAgentResponse>, Status> {
+        let (operator, request) = self.admit(request)?;
+        let name: AgentName = named(&request.agent)?;
+        let host = (!request.host_id.is_empty()).then(|| named(&request.host_id)).transpose()?;
+        let instance = (!request.instance_id.is_empty())
+            .then(|| request.instance_id.parse::<InstanceId>())
+            .transpose()
+            .map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let ended = flow::retire::end(&self.issuer, &operator, name, host, instance)
+            .await
+            .map_err(|e| status::admin(&e))?;
+        Ok(Response::new(wire::EndAgentResponse { ended: instances(&ended) }))
     }
 
     async fn create_join_token(
@@ -179,15 +239,14 @@ impl Admin for AdminService {
         request: Request<wire::ListAgentsRequest>,
     ) -> Result<Response<wire::ListAgentsResponse>, Status> {
         self.admit(request)?;
-        let live =
-            self.issuer.store().live_instances(self.issuer.now()).await.map_err(|e| status::admin(&e))?;
+        let live = self.issuer.store().live().by_agent(self.issuer.now());
         let agents = self
             .issuer
             .registry()
             .agents
             .iter()
             .map(|(name, registered)| wire::Agent {
-                live_instances: live.iter().filter(|i| i.agent == name.as_str()).count() as u64,
+                live_instances: live.get(name).copied().unwrap_or_default(),
                 ..self.agent(registered)
             })
             .collect();
@@ -203,7 +262,7 @@ impl Admin for AdminService {
         let registered = self.issuer.registry().agents.get(&name).cloned().ok_or_else(|| no_agent(&name))?;
         let now = self.issuer.now();
         let rows =
-            self.issuer.store().instances(Some(&name), MAX_INSTANCES).await.map_err(|e| status::admin(&e))?;
+            self.issuer.store().instances(&name, MAX_INSTANCES).await.map_err(|e| status::admin(&e))?;
         let instances: Vec<wire::Instance> = rows.iter().map(|row| instance(row, now)).collect();
         let live_instances = instances.iter().filter(|i| i.state == "live").count() as u64;
         Ok(Response::new(wire::Agent { instances, live_instances, ..self.agent(&registered) }))
@@ -310,6 +369,7 @@ impl AdminService {
             },
             version: host.stored.version.clone(),
             pending: false,
+            disabled: standing.disabled.clone().unwrap_or_default(),
             event_log: tpm.map(|t| t.event_log.clone()).unwrap_or_default(),
         }
     }
@@ -340,7 +400,7 @@ fn pending(allowed: &crate::store::AllowedEk) -> wire::Host {
         host_id: allowed.host_id.to_string(),
         proof: "tpm".to_owned(),
         ek_digest: hex::encode(allowed.ek_digest),
-        ek_trust: "allow-list".to_owned(),
+        ek_trust: if allowed.hardware { "vouched" } else { "allow-list" }.to_owned(),
         highest_tier: "none".to_owned(),
         pending: true,
         ..wire::Host::default()
@@ -358,7 +418,7 @@ fn instance(row: &InstanceRow, now: i64) -> wire::Instance {
         host_id: row.host_id.clone(),
         serial: hex::encode(&row.serial),
         custody: row.custody.clone(),
-        first_issued_at: row.first_issued_at,
+        begun_at: i64::try_from(row.instance_id.drawn_ms() / 1000).unwrap_or_default(),
         issued_at: row.issued_at,
         not_after: row.not_after,
         state,

@@ -7,11 +7,12 @@ use hallmark_core::id::AgentName;
 use hallmark_core::registration::{Registered, Registration, parse_files};
 use hallmark_proto::admin as wire;
 
+use super::retire;
 use crate::admin::Operator;
 use crate::issuer::Issuer;
 use crate::record::{Entry, Kind, Record};
 use crate::registry::Registry;
-use crate::store::{StoreError, Write};
+use crate::store::{Ended, Ending, Stays, StoreError, Who, Write};
 
 /// What a request would change.
 struct Plan {
@@ -28,7 +29,7 @@ struct Plan {
 /// # Errors
 /// The store failed: nothing was applied.
 pub async fn apply(
-    issuer: &Issuer,
+    issuer: &Arc<Issuer>,
     operator: &Operator,
     request: wire::ApplyRequest,
 ) -> Result<wire::ApplyResponse, StoreError> {
@@ -49,17 +50,9 @@ pub async fn apply(
     };
 
     // One change at a time, from reading the set to having the new one stored.
-    let _turn = issuer.registry_turn().await;
+    let turn = issuer.registry_turn().await;
     let current = issuer.registry();
     let plan = plan(&current, registrations, request.prune);
-    if !request.dry_run && plan.next.revision != current.revision {
-        let writes = writes(issuer, operator, &current, &plan);
-        issuer.store().commit(writes).await?;
-        tracing::info!(
-            revision = plan.next.revision, created = plan.created.len(), changed = plan.changed.len(),
-            removed = plan.removed.len(), %operator, "registrations applied"
-        );
-    }
     let names = |list: &[AgentName]| list.iter().map(ToString::to_string).collect();
     let response = wire::ApplyResponse {
         revision: plan.next.revision,
@@ -69,8 +62,22 @@ pub async fn apply(
         removed: names(&plan.removed),
         faults: Vec::new(),
     };
-    if !request.dry_run {
-        issuer.replace_registry(plan.next);
+    if !request.dry_run && plan.next.revision != current.revision {
+        let writes = writes(issuer, operator, &current, &plan);
+        tracing::info!(
+            revision = plan.next.revision, created = plan.created.len(), changed = plan.changed.len(),
+            removed = plan.removed.len(), %operator, "registrations applied"
+        );
+        let memory = issuer.clone();
+        let outcome = issuer
+            .store()
+            .commit_then(writes, move |outcome| {
+                memory.replace_registry(plan.next);
+                memory.tell_of_ended(&outcome.ended);
+                drop(turn);
+            })
+            .await?;
+        retire::log(&outcome.ended, "registration", Some(operator));
     }
     Ok(response)
 }
@@ -106,20 +113,49 @@ fn writes(issuer: &Issuer, operator: &Operator, current: &Registry, plan: &Plan)
     for (names, outcome) in [(&plan.created, "created"), (&plan.changed, "changed")] {
         for registered in names.iter().filter_map(|name| plan.next.agents.get(name)) {
             writes.push(Write::Registration {
-                agent: registered.registration.name().to_string(),
+                agent: registered.registration.name().clone(),
                 revision: registered.revision,
                 body: registered.registration.canonical(),
             });
             writes.push(Write::Record(entry(issuer, operator, registered, registered.revision, outcome)));
+            if let Some(old) = current.agents.get(registered.registration.name()) {
+                let (old, new) = (old.clone(), registered.clone());
+                let stays = move |ended: &Ended| fits(&old.registration, &new.registration, ended);
+                let unless: Stays = Box::new(stays);
+                writes.push(end(issuer, operator, registered, "registration-changed", Some(unless)));
+            }
         }
     }
     for name in &plan.removed {
-        writes.push(Write::RemoveRegistration { agent: name.to_string() });
+        writes.push(Write::RemoveRegistration { agent: name.clone() });
         if let Some(old) = current.agents.get(name) {
             writes.push(Write::Record(entry(issuer, operator, old, plan.next.revision, "removed")));
+            writes.push(end(issuer, operator, old, "registration-removed", None));
         }
     }
     writes
+}
+
+/// Whether what an instance was given under the old registration still holds under the new one. What the new
+/// one merely adds comes with the next renewal.
+fn fits(old: &Registration, new: &Registration, instance: &Ended) -> bool {
+    new.names_host(&instance.host)
+        && instance.tier <= new.tier()
+        && old.key() == new.key()
+        && old.dns_names().is_subset(new.dns_names())
+        && new.selectors().iter().all(|wanted| instance.selectors.contains(&wanted.to_string()))
+}
+
+fn end(
+    issuer: &Issuer,
+    operator: &Operator,
+    registered: &Registered,
+    reason: &'static str,
+    unless: Option<Stays>,
+) -> Write {
+    let who = Who { agent: Some(registered.registration.name().clone()), unless, ..Who::default() };
+    let operator = Some(operator.to_string());
+    Write::End(Ending { who, at: issuer.now(), reason, operator, lab: issuer.is_lab() })
 }
 
 fn entry(

@@ -1,14 +1,15 @@
 //! Attesting a host: hello, challenge, evidence, and its credential. One stream, one page; the challenge
 //! is a local value of it, so there is no session to guess or replay.
 
+use std::sync::Arc;
+use std::time::Instant;
+
 use hallmark_core::decide::highest_tier;
-use hallmark_core::ek::{self, EkError};
-use hallmark_core::evidence::{
-    self, AkRefusal, Expectation, HostAppraisal, HostEvidence, HostRefusal, QuoteRefusal,
-};
+use hallmark_core::ek;
+use hallmark_core::evidence::{self, Expectation, HostAppraisal, HostEvidence};
 use hallmark_core::id::HostId;
 use hallmark_core::tpm::{self, Public};
-use hallmark_core::x509::{Csr, CsrError, Leaf};
+use hallmark_core::x509::Csr;
 use hallmark_proto::issuer as wire;
 use prost::bytes::Bytes;
 use rand_core::{OsRng, RngCore};
@@ -16,9 +17,10 @@ use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 use zeroize::Zeroizing;
 
-use crate::ca::SignError;
+use super::{AttestRefusal, Release, retire, standing};
+use crate::ca::SignedHost;
 use crate::config::Enrolment;
-use crate::issuer::Issuer;
+use crate::issuer::{Issuer, Turn};
 use crate::record::{Entry, Kind, Record};
 use crate::standing::{HostState, Stored, StoredEkTrust, TpmState};
 use crate::store::{Conflict, JoinTokenSpend, StoreError, Write};
@@ -34,97 +36,6 @@ const HELLO_DEADLINE: std::time::Duration = std::time::Duration::from_secs(5);
 /// Longest join token.
 const MAX_TOKEN: usize = 256;
 
-/// Why a host was refused. The host is told the code word, the log and the record the whole.
-#[derive(Debug, thiserror::Error)]
-pub enum AttestRefusal {
-    /// The stream does not follow the protocol.
-    #[error("protocol: {0}")]
-    Protocol(String),
-    /// The EK is on no list and its certificate does not hold.
-    #[error("EK: {0}")]
-    Ek(#[from] EkError),
-    /// The EK has no certificate and is not on the allow-list.
-    #[error(
-        "EK {ek_sha256} has no certificate and is not on the allow-list: hallmark host allow {host_id} --ek-sha256 {ek_sha256}"
-    )]
-    EkUnknown {
-        /// The host id asked for.
-        host_id: HostId,
-        /// The EK's digest, hex.
-        ek_sha256: String,
-    },
-    /// Enrolment is by allow-list, and this EK is not on it under this host id.
-    #[error(
-        "host {host_id} with EK {ek_sha256} is not on the allow-list: hallmark host allow {host_id} --ek-sha256 {ek_sha256}"
-    )]
-    NotAllowed {
-        /// The host id asked for.
-        host_id: HostId,
-        /// The EK's digest, hex.
-        ek_sha256: String,
-    },
-    /// The EK is none of the profile's, or cannot be written as a key.
-    #[error("EK: {0}")]
-    EkForm(String),
-    /// The AK is not one.
-    #[error(transparent)]
-    Ak(#[from] AkRefusal),
-    /// No credential could be made for this EK and AK.
-    #[error("challenge: {0}")]
-    Challenge(String),
-    /// The certificate request.
-    #[error("CSR: {0}")]
-    Csr(#[from] CsrError),
-    /// The evidence.
-    #[error(transparent)]
-    Evidence(#[from] HostRefusal),
-    /// The quote of a refresh.
-    #[error("quote: {0}")]
-    Quote(#[from] QuoteRefusal),
-    /// A binding is taken, or the join token bought nothing.
-    #[error(transparent)]
-    Conflict(Conflict),
-    /// The CA could not sign.
-    #[error(transparent)]
-    Sign(#[from] SignError),
-    /// The store failed.
-    #[error(transparent)]
-    Store(StoreError),
-}
-
-impl AttestRefusal {
-    /// One word for machines and strangers.
-    pub fn code(&self) -> &'static str {
-        match self {
-            AttestRefusal::Protocol(_) => "protocol",
-            AttestRefusal::Ek(e) => e.code(),
-            AttestRefusal::EkUnknown { .. } => "ek-unknown",
-            AttestRefusal::NotAllowed { .. } => "host-not-allowed",
-            AttestRefusal::Challenge(_) => "challenge",
-            AttestRefusal::EkForm(_) => "ek-template",
-            AttestRefusal::Ak(e) => e.code(),
-            AttestRefusal::Quote(e) => e.code(),
-            AttestRefusal::Csr(_) => "csr",
-            AttestRefusal::Evidence(e) => e.code(),
-            AttestRefusal::Conflict(Conflict::HostIdTaken { .. }) => "host-id-taken",
-            AttestRefusal::Conflict(Conflict::EkTaken { .. }) => "ek-taken",
-            // Which of unknown, spent, expired it is stays with the issuer: a guesser learns nothing.
-            AttestRefusal::Conflict(Conflict::JoinToken(_)) => "join-token",
-            AttestRefusal::Sign(_) => "ca-unavailable",
-            AttestRefusal::Store(_) => "store-unavailable",
-        }
-    }
-}
-
-impl From<StoreError> for AttestRefusal {
-    fn from(error: StoreError) -> Self {
-        match error {
-            StoreError::Conflict(conflict) => Self::Conflict(conflict),
-            other => Self::Store(other),
-        }
-    }
-}
-
 /// Where the answers go.
 pub type Answers = mpsc::Sender<Result<wire::AttestResponse, Status>>;
 
@@ -133,7 +44,7 @@ pub type Answers = mpsc::Sender<Result<wire::AttestResponse, Status>>;
 /// # Errors
 /// The refusal, already recorded.
 pub async fn attest(
-    issuer: &Issuer,
+    issuer: &Arc<Issuer>,
     remote: &str,
     mut requests: Streaming<wire::AttestRequest>,
     answers: &Answers,
@@ -155,13 +66,15 @@ pub async fn attest(
     if let Err(refusal) = &result {
         tracing::warn!(host_id = %host, remote, code = refusal.code(), reason = ?refusal.to_string(), "host refused");
         issuer.counters().refused();
-        let _ = issuer.store().record(refused_entry(issuer, &host, refusal)).await;
+        if let Some(unrecorded) = issuer.refusals().take(Instant::now()) {
+            let _ = issuer.store().record(refused_entry(issuer, &host, refusal, unrecorded)).await;
+        }
     }
     result
 }
 
 async fn by_tpm(
-    issuer: &Issuer,
+    issuer: &Arc<Issuer>,
     host: &HostId,
     version: String,
     hello: wire::TpmHello,
@@ -175,7 +88,7 @@ async fn by_tpm(
     let ak = parse_public("AK", &hello.ak_public)?;
 
     // Appraise the EK: who vouches for this TPM?
-    let trust = trust_ek(issuer, host, &ek, &hello.ek_certificates, now)?;
+    let trust = trust_ek(issuer, host, &ek, &hello.ek_certificates, now).await?;
     evidence::appraise_ak(&ak, &ek)?;
 
     // Challenge: only the TPM that holds this EK and this AK can answer.
@@ -199,7 +112,12 @@ async fn by_tpm(
         shown.tpm.ok_or_else(|| AttestRefusal::Protocol("the evidence holds no TPM part".to_owned()))?;
     let csr = Csr::parse(&shown.csr)?;
     csr.check_san(&spiffe_id(issuer, host))?;
+    // From here to the end one at a time for each host, on what is known of it now.
+    let turn = issuer.host_turn(host).await;
     let known = issuer.host(host);
+    if let Some(reason) = known.as_ref().and_then(|h| h.standing.disabled.as_ref()) {
+        return Err(AttestRefusal::disabled(host, reason));
+    }
     let known = known.as_ref().and_then(|h| h.stored.tpm.as_ref());
     let expected = Expectation {
         nonce: &nonce,
@@ -223,13 +141,20 @@ async fn by_tpm(
         pcrs: quote.pcrs.iter().map(|(index, value)| (index, hex::encode(value))).collect(),
         event_log: convert::event_log(&quote.event_log),
     };
-    let stored = Stored::new(Some(state), now, quote.evidence_digest, version, leaf.not_after);
-    let enrolled = Enrolled { host, ek: Some(trust.ek_sha256), stored, leaf, reset: quote.change.reset };
-    release(issuer, enrolled, Vec::new(), now).await
+    let stored = Stored::new(Some(state), now, quote.evidence_digest, version, leaf.not_after());
+    let enrolled = Enrolled {
+        host,
+        ek: Some(trust.ek_sha256),
+        simulated: trust.shown_simulated,
+        stored,
+        leaf,
+        reset: quote.change.reset,
+    };
+    release(issuer, turn, enrolled, Vec::new(), now).await
 }
 
 async fn by_join_token(
-    issuer: &Issuer,
+    issuer: &Arc<Issuer>,
     host: &HostId,
     version: String,
     token: wire::JoinToken,
@@ -242,6 +167,8 @@ async fn by_join_token(
     if token.is_empty() || token.len() > MAX_TOKEN {
         return Err(AttestRefusal::Conflict(Conflict::JoinToken(JoinTokenSpend::Unknown)));
     }
+    let token_sha256 = sha256(token.as_bytes());
+    issuer.store().check_join_token(&token_sha256, host, now).await?;
     let mut nonce = [0; 32];
     OsRng.fill_bytes(&mut nonce);
     let challenge = wire::Challenge { nonce: Bytes::copy_from_slice(&nonce), ..wire::Challenge::default() };
@@ -250,13 +177,15 @@ async fn by_join_token(
     let csr = Csr::parse(&shown.csr)?;
     csr.check_san(&spiffe_id(issuer, host))?;
 
-    let token_sha256 = sha256(token.as_bytes());
+    // One at a time for each host; and the CA signs for no token that was spent in the meantime.
+    let turn = issuer.host_turn(host).await;
+    issuer.store().check_join_token(&token_sha256, host, now).await?;
     let leaf = sign(issuer, host, csr.spki_der(), now, config.attestation.join_token_svid_lifetime).await?;
     let evidence_digest = sha256(&[token_sha256.as_slice(), csr.spki_der()].concat());
-    let stored = Stored::new(None, now, evidence_digest, version, leaf.not_after);
-    let enrolled = Enrolled { host, ek: None, stored, leaf, reset: false };
+    let stored = Stored::new(None, now, evidence_digest, version, leaf.not_after());
+    let enrolled = Enrolled { host, ek: None, simulated: false, stored, leaf, reset: false };
     let spend = Write::SpendJoinToken { token_sha256, host_id: host.clone(), at: now };
-    release(issuer, enrolled, vec![spend], now).await
+    release(issuer, turn, enrolled, vec![spend], now).await
 }
 
 /// Why an EK is trusted.
@@ -264,11 +193,13 @@ struct Trusted {
     ek_sha256: [u8; 32],
     trust: StoredEkTrust,
     simulated: bool,
+    /// It was shown to be a software TPM's, now or ever.
+    shown_simulated: bool,
     manufacturer: Option<String>,
 }
 
 /// EK certificate against the roots, or EK digest on the allow-list; and who may enrol as what.
-fn trust_ek(
+async fn trust_ek(
     issuer: &Issuer,
     host: &HostId,
     ek: &Public,
@@ -287,24 +218,34 @@ fn trust_ek(
     let roots = issuer.roots();
     let certificate = (!chain.is_empty())
         .then(|| ek::appraise_certificate(&chain, ek, &roots.vendor, &roots.simulated, now));
-    let allowed = issuer.allowed(&ek_sha256).is_some_and(|a| a.host_id == *host);
+    let entry = issuer.allowed(&ek_sha256).filter(|a| a.host_id == *host);
+    let allowed = entry.is_some();
+    let vouched = entry.is_some_and(|a| a.hardware);
+    let once = issuer.store().ek_was_simulated(&ek_sha256).await?;
     let bound =
         issuer.host(host).is_some_and(|h| h.stored.tpm.as_ref().is_some_and(|t| t.ek_sha256 == ek_sha256));
     let trusted = match certificate {
         Some(Ok(certificate)) => Trusted {
             ek_sha256,
             trust: StoredEkTrust::Certificate,
-            simulated: certificate.simulated,
+            simulated: once || certificate.simulated,
+            shown_simulated: certificate.simulated,
             manufacturer: certificate.manufacturer,
         },
-        // The operator vouches for this EK by name: what its certificate lacks does not count, but what it
-        // says against itself does. In a lab trust domain nothing says that it is hardware.
-        _ if allowed => Trusted {
-            ek_sha256,
-            trust: StoredEkTrust::AllowList,
-            simulated: issuer.is_lab() || chain.first().is_some_and(|leaf| ek::claims_simulated(leaf)),
-            manufacturer: None,
-        },
+        // The operator lets this EK in by name: what its certificate lacks does not count, but what it says
+        // against itself does, and what it ever said. In a lab trust domain one that nobody vouches for
+        // counts as simulated; elsewhere it counts for nothing above foundation.
+        _ if allowed => {
+            let says = chain.first().is_some_and(|leaf| ek::claims_simulated(leaf));
+            let hardware = vouched && !says && !once;
+            Trusted {
+                ek_sha256,
+                trust: if hardware { StoredEkTrust::Vouched } else { StoredEkTrust::AllowList },
+                simulated: says || once || (issuer.is_lab() && !hardware),
+                shown_simulated: says,
+                manufacturer: None,
+            }
+        }
         Some(Err(error)) => return Err(error.into()),
         None => return Err(AttestRefusal::EkUnknown { host_id: host.clone(), ek_sha256: shown() }),
     };
@@ -364,7 +305,7 @@ async fn sign(
     spki: &[u8],
     now: i64,
     lifetime: std::time::Duration,
-) -> Result<Leaf, AttestRefusal> {
+) -> Result<SignedHost, AttestRefusal> {
     // One signature an attestation: `block_in_place` keeps a slow token off the other tasks' thread.
     tokio::task::block_in_place(|| issuer.ca().sign_host(host, spki, now, lifetime))
         .map_err(AttestRefusal::Sign)
@@ -374,44 +315,62 @@ async fn sign(
 struct Enrolled<'a> {
     host: &'a HostId,
     ek: Option<[u8; 32]>,
+    simulated: bool,
     stored: Stored,
-    leaf: Leaf,
+    leaf: SignedHost,
     reset: bool,
 }
 
 async fn release(
-    issuer: &Issuer,
+    issuer: &Arc<Issuer>,
+    turn: Turn,
     enrolled: Enrolled<'_>,
     mut writes: Vec<Write>,
     now: i64,
 ) -> Result<wire::HostAttested, AttestRefusal> {
-    let Enrolled { host, ek, stored, leaf, reset } = enrolled;
+    let Enrolled { host, ek, simulated, stored, leaf, reset } = enrolled;
     let enrolled_at = issuer.host(host).map_or(now, |h| h.enrolled_at);
     let state = HostState::new(host.clone(), enrolled_at, stored, &issuer.config().attestation.pcr_policies)
         .map_err(AttestRefusal::Protocol)?;
     let (highest, unmet) = highest_tier(&state.standing, &issuer.rules(), now);
     let highest = highest.map_or("none", |t| t.as_str());
+    let epoch = issuer.next_epoch();
     writes.push(Write::Enrol {
         host_id: host.clone(),
         ek_digest: ek,
+        simulated,
         at: now,
         standing: state.stored.to_json(),
+        epoch,
     });
     let unmet: Vec<wire::Unmet> = unmet.iter().map(convert::unmet).collect();
     writes.push(Write::Record(attested_entry(issuer, &state, &leaf, highest, &unmet, reset, now)));
-    let _recorded = issuer.store().commit(writes).await?;
-    let max_age = i64::try_from(issuer.config().attestation.max_age.as_secs()).unwrap_or(i64::MAX);
-    let quote_valid_until = if ek.is_some() { now.saturating_add(max_age) } else { 0 };
+    writes.extend(standing::end_above(issuer, &state.standing, now));
+    let software = state.stored.tpm.as_ref().is_some_and(|t| t.simulated);
+    let memory = issuer.clone();
+    let mut outcome = issuer
+        .store()
+        .commit_then(writes, move |outcome| {
+            memory.put_host(state, epoch);
+            memory.tell_of_ended(&outcome.ended);
+            drop(turn);
+        })
+        .await?;
+    // The entry of a plain record is never stale: it is there.
+    let recorded = outcome.records.pop().and_then(Result::ok).ok_or(StoreError::Stopped)?;
+    let release = Release::new(leaf, recorded);
+    let leaf = release.signed();
     tracing::info!(
         host_id = %host, proof = if ek.is_some() { "tpm" } else { "join-token" }, highest_tier = highest,
-        simulated = state.stored.tpm.as_ref().is_some_and(|t| t.simulated), reset, serial = %leaf.serial, "host attested"
+        simulated = software, reset, serial = %leaf.serial(), record = release.record(), "host attested"
     );
-    issuer.replace_host(state);
+    retire::log(&outcome.ended, "host-standing", None);
+    let max_age = i64::try_from(issuer.config().attestation.max_age.as_secs()).unwrap_or(i64::MAX);
     Ok(wire::HostAttested {
-        host_svid: vec![Bytes::copy_from_slice(&leaf.der), issuer.ca().infrastructure_der()],
+        host_svid: vec![Bytes::copy_from_slice(leaf.der()), issuer.ca().infrastructure_der()],
         bundles: Some(convert::bundles(issuer.trust_domain().name.as_str(), issuer.ca())),
-        attest_again_at: now + (leaf.not_after - now) / 2,
-        quote_valid_until,
+        attest_again_at: now + (leaf.not_after() - now) / 2,
+        quote_valid_until: if ek.is_some() { now.saturating_add(max_age) } else { 0 },
         highest_tier: highest.to_owned(),
         unmet,
     })
@@ -420,7 +379,7 @@ async fn release(
 fn attested_entry(
     issuer: &Issuer,
     state: &HostState,
-    leaf: &Leaf,
+    leaf: &SignedHost,
     highest: &str,
     unmet: &[wire::Unmet],
     reset: bool,
@@ -429,8 +388,8 @@ fn attested_entry(
     Record {
         host: Some(state.host_id.as_str()),
         tier: Some(highest),
-        certificate_sha256: Some(hex::encode(sha256(&leaf.der))),
-        not_after: Some(leaf.not_after),
+        certificate_sha256: Some(hex::encode(sha256(leaf.der()))),
+        not_after: Some(leaf.not_after()),
         evidence_sha256: Some(hex::encode(state.stored.evidence_sha256)),
         ek_sha256: state.stored.tpm.as_ref().map(|t| hex::encode(t.ek_sha256)),
         reason: reset.then(|| "the TPM was reset since the last attestation".to_owned()),
@@ -438,11 +397,12 @@ fn attested_entry(
         lab: issuer.is_lab(),
         ..Record::default()
     }
-    .entry(now, Kind::HostAttestation, "attested", Some(*leaf.serial.as_bytes()))
+    .entry(now, Kind::HostAttestation, "attested", Some(*leaf.serial().as_bytes()))
 }
 
-fn refused_entry(issuer: &Issuer, host: &HostId, refusal: &AttestRefusal) -> Entry {
+fn refused_entry(issuer: &Issuer, host: &HostId, refusal: &AttestRefusal, unrecorded: u64) -> Entry {
     Record {
+        unrecorded,
         host: Some(host.as_str()),
         reason: Some(format!("{}: {refusal}", refusal.code())),
         lab: issuer.is_lab(),

@@ -16,12 +16,14 @@ use super::Release;
 use crate::ca::Signed;
 use crate::issuer::{Issuer, Snapshot};
 use crate::record::{Entry, Kind, Record, UnmetEntry};
-use crate::store::{NewInstance, Recorded, Write};
+use crate::store::{Issue, Recorded, Stale, Write};
 
 /// Most items in one call.
 pub const MAX_BATCH: usize = 64;
 /// Most selectors in one item.
 const MAX_SELECTORS: usize = 256;
+/// How often an item is decided anew because what it was decided upon has changed by the time it is recorded.
+const ROUNDS: usize = 3;
 /// A batch of more items than this, or any whose signatures come from a token, leaves the async threads.
 const INLINE: usize = 2;
 
@@ -40,43 +42,77 @@ pub async fn issue(
             items.len()
         )));
     }
-    // Load.
-    let snapshot =
-        issuer.snapshot(host).ok_or_else(|| Status::permission_denied("this host is not enrolled here"))?;
+    let mut results: Vec<Option<wire::IssueResult>> = items.iter().map(|_| None).collect();
+    let mut waiting: Vec<Waiting> =
+        items.into_iter().enumerate().map(|(place, item)| Waiting { place, item, denial: None }).collect();
+    for round in 0.. {
+        // Load.
+        let snapshot = issuer
+            .snapshot(host)
+            .ok_or_else(|| Status::permission_denied("this host is not enrolled here"))?;
 
-    // Appraise, decide, sign.
-    let decided = if items.len() <= INLINE && !issuer.ca().blocks() {
-        decide_all(issuer, &snapshot, items)
-    } else {
-        let issuer = issuer.clone();
-        tokio::task::spawn_blocking(move || decide_all(&issuer, &snapshot, items))
-            .await
-            .map_err(|_| Status::internal("issuing failed"))?
-    };
+        // Appraise, decide, sign.
+        let decided = if waiting.len() <= INLINE && !issuer.ca().blocks() {
+            decide_all(issuer, &snapshot, waiting)
+        } else {
+            let issuer = issuer.clone();
+            tokio::task::spawn_blocking(move || decide_all(&issuer, &snapshot, waiting))
+                .await
+                .map_err(|_| Status::internal("issuing failed"))?
+        };
 
-    // Record.
-    let mut writes = Vec::with_capacity(2 * decided.len());
-    let mut outcomes = Vec::with_capacity(decided.len());
-    for Decided { entry, instance, outcome } in decided {
-        writes.push(Write::Record(entry));
-        writes.extend(instance.map(Write::Instance));
-        outcomes.push(outcome);
+        // Record.
+        let (mut writes, mut outcomes) =
+            (Vec::with_capacity(decided.len()), Vec::with_capacity(decided.len()));
+        for Decided { place, item, write, outcome } in decided {
+            writes.push(write);
+            outcomes.push((place, item, outcome));
+        }
+        let committed = issuer.store().commit(writes).await.map_err(|e| crate::status::store(&e))?;
+
+        // Release; what is out of date by now goes round again.
+        waiting = Vec::new();
+        for ((place, item, outcome), recorded) in outcomes.into_iter().zip(committed.records) {
+            match recorded {
+                Ok(recorded) => {
+                    if let Some(result) = results.get_mut(place) {
+                        *result = Some(release(issuer, outcome, recorded));
+                    }
+                }
+                Err(stale) => waiting.push(Waiting { place, item, denial: outdated(stale, round) }),
+            }
+        }
+        if waiting.is_empty() {
+            break;
+        }
     }
-    let recorded = issuer.store().commit(writes).await.map_err(|e| crate::status::store(&e))?;
+    results.into_iter().map(|result| result.ok_or_else(|| Status::internal("issuing failed"))).collect()
+}
 
-    // Release.
-    Ok(outcomes
-        .into_iter()
-        .zip(recorded.records)
-        .map(|(outcome, recorded)| release(issuer, outcome, recorded))
-        .collect())
+/// One item to be decided; refused already where the writer refused it.
+struct Waiting {
+    place: usize,
+    item: wire::IssueItem,
+    denial: Option<Denial>,
 }
 
 /// One item on its way: what was decided, not yet on disk.
 struct Decided {
-    entry: Entry,
-    instance: Option<NewInstance>,
+    place: usize,
+    item: wire::IssueItem,
+    write: Write,
     outcome: Result<Signed, Denial>,
+}
+
+/// What becomes of an item that the writer found out of date; none: it is decided anew.
+fn outdated(stale: Stale, round: usize) -> Option<Denial> {
+    let denial = |code, retryable| Denial { code, unmet: vec![wire_unmet(code, stale)], retryable };
+    match stale {
+        Stale::Registration | Stale::Host if round < ROUNDS => None,
+        Stale::Registration | Stale::Host => Some(denial("changed-meanwhile", true)),
+        Stale::Ended => Some(denial("instance-ended", false)),
+        Stale::Taken | Stale::NotNew => Some(malformed("instance-id", stale)),
+    }
 }
 
 /// Why an item was refused.
@@ -86,52 +122,51 @@ struct Denial {
     retryable: bool,
 }
 
-fn decide_all(issuer: &Issuer, snapshot: &Snapshot, items: Vec<wire::IssueItem>) -> Vec<Decided> {
-    items.into_iter().map(|item| decide_one(issuer, snapshot, item)).collect()
+fn decide_all(issuer: &Issuer, snapshot: &Snapshot, waiting: Vec<Waiting>) -> Vec<Decided> {
+    waiting.into_iter().map(|waiting| decide_one(issuer, snapshot, waiting)).collect()
 }
 
-fn decide_one(issuer: &Issuer, snapshot: &Snapshot, item: wire::IssueItem) -> Decided {
+fn decide_one(issuer: &Issuer, snapshot: &Snapshot, waiting: Waiting) -> Decided {
+    let Waiting { place, item, denial } = waiting;
     let instance = <[u8; 16]>::try_from(item.instance_id.as_ref()).ok().map(InstanceId::from_bytes);
-    let result = appraise(issuer, snapshot, &item, instance).and_then(|appraised| {
-        let granted = decide::decide(
-            &appraised.registered,
-            &snapshot.host.standing,
-            &appraised.agent,
-            &snapshot.rules,
-            snapshot.now,
-        );
-        match granted {
-            Ok(grant) => sign(issuer, &grant, snapshot.now).map(|signed| (appraised, grant, signed)),
-            Err(refusal) => Err(denied(refusal)),
-        }
-    });
-    let (entry, instance, outcome) = match result {
-        Ok((appraised, grant, signed)) => {
-            issuer.hold_instance(
-                signed.instance(),
-                appraised.registered.registration.name(),
-                &snapshot.host.host_id,
+    let result = match denial {
+        Some(denial) => Err(denial),
+        None => appraise(snapshot, &item, instance).and_then(|appraised| {
+            let granted = decide::decide(
+                &appraised.registered,
+                &snapshot.host.standing,
+                &appraised.agent,
+                &snapshot.rules,
                 snapshot.now,
             );
-            let entry = issued_entry(snapshot, &item, &appraised, &grant, &signed);
-            let row = NewInstance {
-                instance_id: signed.instance(),
-                agent: item.agent.clone(),
-                host_id: snapshot.host.host_id.to_string(),
-                tier: signed.tier().as_str(),
+            match granted {
+                Ok(grant) => sign(issuer, &grant, snapshot.now).map(|signed| (appraised, grant, signed)),
+                Err(refusal) => Err(denied(refusal)),
+            }
+        }),
+    };
+    let (write, outcome) = match result {
+        Ok((appraised, grant, signed)) => {
+            let issue = Issue {
+                entry: issued_entry(snapshot, &item, &appraised, &grant, &signed),
+                instance: signed.instance(),
+                agent: appraised.registered.registration.name().clone(),
+                host: snapshot.host.host_id.clone(),
+                tier: signed.tier(),
                 custody: signed.custody().as_str(),
-                serial: *signed.serial().as_bytes(),
                 issued_at: snapshot.now,
                 not_after: signed.not_after(),
+                registration_revision: appraised.registered.revision,
+                host_epoch: snapshot.host.epoch,
             };
-            (entry, Some(row), Ok(signed))
+            (Write::Issue(Box::new(issue)), Ok(signed))
         }
         Err(denial) => {
             log_refused(snapshot, &item, instance, &denial);
-            (refused_entry(snapshot, &item, instance, &denial), None, Err(denial))
+            (Write::Record(refused_entry(snapshot, &item, instance, &denial)), Err(denial))
         }
     };
-    Decided { entry, instance, outcome }
+    Decided { place, item, write, outcome }
 }
 
 /// An item whose evidence holds; whether it suffices is not decided yet.
@@ -141,7 +176,6 @@ struct Appraised {
 }
 
 fn appraise(
-    issuer: &Issuer,
     snapshot: &Snapshot,
     item: &wire::IssueItem,
     instance: Option<InstanceId>,
@@ -153,9 +187,6 @@ fn appraise(
         unmet: vec![wire_unmet("no-registration", format_args!("no registration is named {name}"))],
         retryable: false,
     })?;
-    issuer
-        .check_instance(instance, &name, &snapshot.host.host_id)
-        .map_err(|e| malformed("instance-id", e))?;
     let csr = Csr::parse(&item.csr).map_err(|e| malformed("csr", e))?;
     csr.check_san(&snapshot.spiffe_id(&name)).map_err(|e| malformed("csr", e))?;
     if item.selectors.len() > MAX_SELECTORS {
@@ -323,7 +354,7 @@ fn release(issuer: &Issuer, outcome: Result<Signed, Denial>, recorded: Recorded)
     wire::IssueResult { outcome: Some(outcome) }
 }
 
-fn issued(issuer: &Issuer, release: &Release) -> wire::Issued {
+fn issued(issuer: &Issuer, release: &Release<Signed>) -> wire::Issued {
     let signed = release.signed();
     tracing::info!(
         host_id = %signed.host(), spiffe_id = %signed.spiffe_id(), instance = %signed.instance(), tier = %signed.tier(),

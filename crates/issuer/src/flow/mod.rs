@@ -9,26 +9,30 @@ pub mod attest;
 pub mod enrol;
 pub mod issue;
 pub mod refresh;
+mod refusal;
 pub mod retire;
+pub mod standing;
+mod strangers;
 
-use crate::ca::Signed;
 use crate::store::Recorded;
+pub use refusal::AttestRefusal;
+pub use strangers::RefusalBook;
 
 /// A credential whose record is on disk: what a server may send.
 #[derive(Debug)]
-pub struct Release {
-    signed: Signed,
+pub struct Release<T> {
+    signed: T,
     recorded: Recorded,
 }
 
-impl Release {
+impl<T> Release<T> {
     /// Joins a signed credential with the proof that its decision is recorded.
-    fn new(signed: Signed, recorded: Recorded) -> Self {
+    fn new(signed: T, recorded: Recorded) -> Self {
         Self { signed, recorded }
     }
 
     /// The credential.
-    pub fn signed(&self) -> &Signed {
+    pub fn signed(&self) -> &T {
         &self.signed
     }
 

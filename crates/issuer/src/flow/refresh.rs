@@ -1,5 +1,7 @@
 //! A fresh quote from a host that has a credential: what the advanced tier asks for at every renewal.
 
+use std::sync::Arc;
+
 use hallmark_core::decide::highest_tier;
 use hallmark_core::evidence;
 use hallmark_core::id::HostId;
@@ -9,7 +11,7 @@ use rand_core::{OsRng, RngCore};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
-use super::attest::AttestRefusal;
+use super::{AttestRefusal, retire, standing};
 use crate::convert;
 use crate::issuer::Issuer;
 use crate::record::{Kind, Record};
@@ -21,7 +23,7 @@ use crate::store::Write;
 /// # Errors
 /// The refusal, already recorded.
 pub async fn refresh(
-    issuer: &Issuer,
+    issuer: &Arc<Issuer>,
     host: &HostId,
     requests: Streaming<wire::RefreshRequest>,
     answers: &mpsc::Sender<Result<wire::RefreshResponse, Status>>,
@@ -43,7 +45,7 @@ pub async fn refresh(
 }
 
 async fn run(
-    issuer: &Issuer,
+    issuer: &Arc<Issuer>,
     host: &HostId,
     mut requests: Streaming<wire::RefreshRequest>,
     answers: &mpsc::Sender<Result<wire::RefreshResponse, Status>>,
@@ -51,15 +53,16 @@ async fn run(
     // Load.
     let protocol = |what: &str| AttestRefusal::Protocol(what.to_owned());
     let state = issuer.host(host).ok_or_else(|| protocol("this host is not enrolled here"))?;
-    let (Some(ak), Some(tpm)) = (&state.ak, &state.stored.tpm) else {
+    if state.ak.is_none() {
         return Err(protocol("this host has no TPM to quote with"));
-    };
+    }
     let config = issuer.config();
     if !matches!(next(&mut requests).await?, wire::refresh_request::Step::Begin(_)) {
         return Err(protocol("a quote before the challenge"));
     }
 
-    // Challenge.
+    // Challenge. What the quote shows is no newer than this moment, however long the answer takes.
+    let asked_at = issuer.now();
     let mut nonce = [0; 32];
     OsRng.fill_bytes(&mut nonce);
     let challenge = wire::RefreshChallenge {
@@ -73,6 +76,15 @@ async fn run(
     let wire::refresh_request::Step::Quote(quote) = next(&mut requests).await? else {
         return Err(protocol("no quote after the challenge"));
     };
+    // From here to the end one at a time for each host, on what is known of it now.
+    let turn = issuer.host_turn(host).await;
+    let state = issuer.host(host).ok_or_else(|| protocol("this host is not enrolled here"))?;
+    let (Some(ak), Some(tpm)) = (&state.ak, &state.stored.tpm) else {
+        return Err(protocol("this host has no TPM to quote with"));
+    };
+    if let Some(reason) = &state.standing.disabled {
+        return Err(AttestRefusal::disabled(host, reason));
+    }
     let pcrs = convert::pcr_values(&quote.pcrs).map_err(|e| AttestRefusal::Protocol(e.to_string()))?;
     let shown = evidence::Quote {
         attest: &quote.attest,
@@ -86,7 +98,7 @@ async fn run(
     // Record, then let it count.
     let now = issuer.now();
     let mut stored = state.stored.clone();
-    stored.quote_at = now;
+    stored.quote_at = stored.quote_at.max(asked_at);
     stored.evidence_sha256 = appraisal.evidence_digest;
     if let Some(tpm) = &mut stored.tpm {
         tpm.clock = appraisal.clock;
@@ -107,13 +119,27 @@ async fn run(
         ..Record::default()
     }
     .entry(now, Kind::HostQuote, "accepted", None);
-    let standing = Write::Standing { host_id: host.clone(), standing: next.stored.to_json() };
-    issuer.store().commit(vec![standing, Write::Record(entry)]).await?;
-    issuer.replace_host(next);
+    let epoch = issuer.next_epoch();
+    let mut writes = vec![
+        Write::Standing { host_id: host.clone(), standing: next.stored.to_json(), epoch },
+        Write::Record(entry),
+    ];
+    writes.extend(standing::end_above(issuer, &next.standing, now));
+    let memory = issuer.clone();
+    let quote_at = next.stored.quote_at;
+    let outcome = issuer
+        .store()
+        .commit_then(writes, move |outcome| {
+            memory.put_host(next, epoch);
+            memory.tell_of_ended(&outcome.ended);
+            drop(turn);
+        })
+        .await?;
+    retire::log(&outcome.ended, "host-standing", None);
     tracing::info!(host_id = %host, highest_tier = highest, reset = appraisal.change.reset, "quote accepted");
     let max_age = i64::try_from(config.attestation.max_age.as_secs()).unwrap_or(i64::MAX);
     Ok(wire::RefreshAccepted {
-        quote_valid_until: now.saturating_add(max_age),
+        quote_valid_until: quote_at.saturating_add(max_age),
         highest_tier: highest.to_owned(),
         unmet,
     })

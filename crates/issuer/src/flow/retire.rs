@@ -1,10 +1,12 @@
 //! Instances that ended: recorded, and their certificates revoked where their tier has revocation.
 
-use hallmark_core::id::{HostId, InstanceId};
+use std::sync::Arc;
 
+use hallmark_core::id::{AgentName, HostId, InstanceId};
+
+use crate::admin::Operator;
 use crate::issuer::Issuer;
-use crate::record::{Kind, Record};
-use crate::store::{StoreError, Write};
+use crate::store::{Ended, Ending, StoreError, Who, Write};
 
 /// Why an instance ended; anything else a host says is kept as `other`.
 const REASONS: [&str; 8] = [
@@ -23,40 +25,55 @@ const REASONS: [&str; 8] = [
 /// # Errors
 /// The store failed: nothing was ended.
 pub async fn retire(
-    issuer: &Issuer,
+    issuer: &Arc<Issuer>,
     host: &HostId,
     instances: Vec<InstanceId>,
     reason: &str,
 ) -> Result<(), StoreError> {
-    let now = issuer.now();
     let reason = REASONS.into_iter().find(|r| *r == reason).unwrap_or("other");
-    let mut writes = Vec::with_capacity(2 * instances.len());
-    let mut ended = Vec::with_capacity(instances.len());
-    for instance in instances {
-        let Some(agent) = issuer.instance_agent(instance, host) else { continue };
-        ended.push(instance);
-        let entry = Record {
-            host: Some(host.as_str()),
-            agent: Some(agent.as_str()),
-            instance: Some(instance.to_string()),
-            reason: Some(reason.to_owned()),
-            lab: issuer.is_lab(),
-            ..Record::default()
-        }
-        .entry(now, Kind::InstanceEnd, "ended", None);
-        tracing::info!(host_id = %host, %agent, %instance, reason, "instance ended");
-        writes.push(Write::EndInstance {
-            instance_id: instance,
-            host_id: host.clone(),
-            at: now,
-            reason: reason.to_owned(),
-        });
-        writes.push(Write::Record(entry));
-    }
-    if !writes.is_empty() {
-        issuer.store().commit(writes).await?;
-        issuer.forget_instances(&ended);
-        issuer.crl_is_due();
-    }
+    let who = Who { host: Some(host.clone()), instances: Some(instances), ..Who::default() };
+    let ending = Ending { who, at: issuer.now(), reason, operator: None, lab: issuer.is_lab() };
+    let memory = issuer.clone();
+    let outcome = issuer.store().commit_then(vec![Write::End(ending)], move |_| memory.crl_is_due()).await?;
+    log(&outcome.ended, reason, None);
     Ok(())
+}
+
+/// Ends instances of an agent by an operator's order: all of them, those on one host, or one. Their hosts are
+/// told. Says how many have ended.
+///
+/// # Errors
+/// The store failed: nothing was ended.
+pub async fn end(
+    issuer: &Arc<Issuer>,
+    operator: &Operator,
+    agent: AgentName,
+    host: Option<HostId>,
+    instance: Option<InstanceId>,
+) -> Result<Vec<Ended>, StoreError> {
+    let who = Who { agent: Some(agent), host, instances: instance.map(|id| vec![id]), ..Who::default() };
+    let ending = Ending {
+        who,
+        at: issuer.now(),
+        reason: "operator",
+        operator: Some(operator.to_string()),
+        lab: issuer.is_lab(),
+    };
+    let memory = issuer.clone();
+    let outcome = issuer
+        .store()
+        .commit_then(vec![Write::End(ending)], move |outcome| memory.tell_of_ended(&outcome.ended))
+        .await?;
+    log(&outcome.ended, "operator", Some(operator));
+    Ok(outcome.ended)
+}
+
+/// One line for each instance that ended.
+pub(super) fn log(ended: &[Ended], reason: &str, operator: Option<&Operator>) {
+    for Ended { instance, agent, host, tier, serials, .. } in ended {
+        tracing::info!(
+            host_id = %host, %agent, %instance, %tier, certificates = serials.len(), reason,
+            operator = operator.map(ToString::to_string), "instance ended"
+        );
+    }
 }

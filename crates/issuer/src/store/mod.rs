@@ -4,11 +4,16 @@
 //! flight into one transaction (`writer`). A write's future resolves only after its commit is on disk
 //! (WAL, `synchronous=FULL`): that is what makes a [`Recorded`] worth its name.
 
+mod change;
+mod live;
 mod rows;
+mod write;
 mod writer;
 
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use hallmark_core::id::{AgentName, HostId};
 use sqlx::sqlite::{
@@ -16,11 +21,14 @@ use sqlx::sqlite::{
 };
 use tokio::sync::{mpsc, oneshot};
 
+pub use live::{Live, Stale};
 pub use rows::{
     AllowedEk, Authority, AuthorityKind, HostRow, InstanceRow, RecordRow, RegistrationRow, Revocation,
     TrustDomainRow,
 };
-pub use writer::{JoinTokenSpend, NewInstance, Recorded, Write, WriteOutcome};
+use write::{After, Request};
+pub use write::{Ended, Ending, Issue, JoinTokenSpend, Recorded, Stays, Who, Write, WriteOutcome};
+use writer::Writer;
 
 use crate::record::Entry;
 
@@ -71,13 +79,42 @@ pub enum Conflict {
     /// The join token bought nothing.
     #[error("{0}")]
     JoinToken(#[from] JoinTokenSpend),
+    /// An operator disabled the host.
+    #[error("host {host_id} is disabled: {reason} (hallmark host enable {host_id})")]
+    Disabled {
+        /// The host.
+        host_id: String,
+        /// The operator's words.
+        reason: String,
+    },
+    /// An operator removed the host.
+    #[error(
+        "host {host_id} was removed; it may enrol again after `hallmark host allow {host_id} --ek-sha256 …`"
+    )]
+    Removed {
+        /// The host.
+        host_id: String,
+    },
+    /// No such host is enrolled, or it is disabled.
+    #[error("host {host_id} is not enrolled here, or is disabled")]
+    NotEnrolled {
+        /// The host.
+        host_id: String,
+    },
+    /// The EK was shown to be a software TPM's; no word makes it hardware.
+    #[error("the TPM of host {host_id} was shown to be a software TPM: it cannot be vouched for as hardware")]
+    Simulated {
+        /// The host.
+        host_id: String,
+    },
 }
 
 /// The issuer's state.
 #[derive(Clone, Debug)]
 pub struct Store {
     reads: SqlitePool,
-    writes: mpsc::Sender<writer::Request>,
+    live: Arc<Live>,
+    writes: mpsc::Sender<Request>,
 }
 
 /// How many write requests may wait before callers are held back.
@@ -105,9 +142,9 @@ impl Store {
             .connect_with(options.read_only(true).create_if_missing(false))
             .await?;
         let (writes, queue) = mpsc::channel(WRITE_QUEUE);
-        let next = writer::next_record_number(&writer).await?;
-        tokio::spawn(writer::run(writer, queue, next));
-        Ok(Self { reads, writes })
+        let live = Arc::new(Live::default());
+        tokio::spawn(Writer::new(writer, live.clone()).await?.run(queue));
+        Ok(Self { reads, live, writes })
     }
 
     /// Commits `writes` as a whole, together with whatever else is waiting, and returns once they are
@@ -116,9 +153,31 @@ impl Store {
     /// # Errors
     /// A conflict, or a database failure; in both cases nothing of this request was kept.
     pub async fn commit(&self, writes: Vec<Write>) -> Result<WriteOutcome, StoreError> {
+        self.ask(writes, None).await
+    }
+
+    /// As [`Store::commit`]; once it is durable, and before anybody hears of it, `after` is run, in the order
+    /// of the commits. It is run even if the caller has gone away: memory cannot fall behind the store.
+    ///
+    /// # Errors
+    /// As [`Store::commit`]; `after` was not run.
+    pub async fn commit_then(
+        &self,
+        writes: Vec<Write>,
+        after: impl FnOnce(&WriteOutcome) + Send + 'static,
+    ) -> Result<WriteOutcome, StoreError> {
+        self.ask(writes, Some(Box::new(after))).await
+    }
+
+    async fn ask(&self, writes: Vec<Write>, after: Option<After>) -> Result<WriteOutcome, StoreError> {
         let (reply, answer) = oneshot::channel();
-        self.writes.send((writes, reply)).await.map_err(|_| StoreError::Stopped)?;
+        self.writes.send(Request { writes, after, reply }).await.map_err(|_| StoreError::Stopped)?;
         answer.await.map_err(|_| StoreError::Stopped)?
+    }
+
+    /// What is alive, as the writer sees it.
+    pub fn live(&self) -> &Live {
+        &self.live
     }
 
     /// Records one decision that changes nothing else.
@@ -127,7 +186,8 @@ impl Store {
     /// As [`Store::commit`].
     pub async fn record(&self, entry: Entry) -> Result<Recorded, StoreError> {
         let outcome = self.commit(vec![Write::Record(entry)]).await?;
-        outcome.records.into_iter().next().ok_or(StoreError::Stopped)
+        // A plain record is never stale.
+        outcome.records.into_iter().next().and_then(Result::ok).ok_or(StoreError::Stopped)
     }
 
     /// The trust domain, if `init` has made one here.
@@ -145,9 +205,19 @@ impl Store {
         rows::hosts(&self.reads).await
     }
 
-    /// The host that an EK is bound to.
-    pub async fn host_of_ek(&self, ek_digest: &[u8; 32]) -> Result<Option<HostId>, StoreError> {
-        rows::host_of_ek(&self.reads, ek_digest).await
+    /// Whether an EK was ever shown to be a software TPM's.
+    pub async fn ek_was_simulated(&self, ek_digest: &[u8; 32]) -> Result<bool, StoreError> {
+        rows::ek_was_simulated(&self.reads, ek_digest).await
+    }
+
+    /// Whether a join token would be accepted from this host at `now`. Only spending it takes it.
+    ///
+    /// # Errors
+    /// It would buy nothing, or the store cannot be read.
+    pub async fn check_join_token(&self, hash: &[u8; 32], host: &HostId, now: i64) -> Result<(), StoreError> {
+        rows::join_token(&self.reads, hash, host, now)
+            .await?
+            .map_err(|why| StoreError::Conflict(Conflict::JoinToken(why)))
     }
 
     /// The allow-list.
@@ -167,18 +237,9 @@ impl Store {
         Ok(revision.unsigned_abs())
     }
 
-    /// Instances of one agent, or of all, newest first, at most `limit`.
-    pub async fn instances(
-        &self,
-        agent: Option<&AgentName>,
-        limit: u32,
-    ) -> Result<Vec<InstanceRow>, StoreError> {
+    /// Instances of one agent, newest first, at most `limit`.
+    pub async fn instances(&self, agent: &AgentName, limit: usize) -> Result<Vec<InstanceRow>, StoreError> {
         rows::instances(&self.reads, agent, limit).await
-    }
-
-    /// Instances that have not ended and whose credential is valid at `now`.
-    pub async fn live_instances(&self, now: i64) -> Result<Vec<InstanceRow>, StoreError> {
-        rows::live_instances(&self.reads, now).await
     }
 
     /// Records after number `after`, oldest first, at most `limit`; with 0 the latest ones.
@@ -197,12 +258,26 @@ impl Store {
         rows::revocations(&self.reads, now).await
     }
 
+    /// Serials of a host's revoked certificates that are still within their validity at `now`.
+    pub async fn revoked_on(&self, host: &HostId, now: i64) -> Result<Vec<Vec<u8>>, StoreError> {
+        rows::revoked_on(&self.reads, host, now).await
+    }
+
     /// Time of the newest record, in seconds since 1970.
     pub async fn newest_record_at(&self) -> Result<Option<i64>, StoreError> {
         Ok(sqlx::query_scalar("SELECT at FROM records ORDER BY number DESC LIMIT 1")
             .fetch_optional(&self.reads)
             .await?)
     }
+}
+
+/// Seconds since 1970, by this machine's clock.
+pub(crate) fn unix_now() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .ok()
+        .and_then(|d| i64::try_from(d.as_secs()).ok())
+        .unwrap_or_default()
 }
 
 #[cfg(test)]

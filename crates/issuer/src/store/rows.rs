@@ -1,13 +1,17 @@
 //! Reading: rows as the rest of the issuer sees them.
 
+use std::collections::HashSet;
 use std::str::FromStr;
 
+use futures::TryStreamExt;
 use hallmark_core::id::{AgentName, HostId, InstanceId, TrustDomain};
-use hallmark_core::tier::Hierarchy;
+use hallmark_core::tier::{Hierarchy, Tier};
+use sqlx::Row;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
-use sqlx::{FromRow, Row};
 
-use super::StoreError;
+use super::live::{Live, REMEMBERED};
+use super::write::JoinTokenSpend;
+use super::{StoreError, change};
 
 /// The trust domain, as `init` fixed it.
 #[derive(Debug, Clone)]
@@ -67,6 +71,8 @@ pub struct HostRow {
     pub ek_digest: Option<[u8; 32]>,
     /// First enrolment.
     pub enrolled_at: i64,
+    /// Why an operator disabled it, if one did.
+    pub disabled: Option<String>,
     /// Versioned JSON, see `crate::standing`.
     pub standing: String,
 }
@@ -78,6 +84,8 @@ pub struct AllowedEk {
     pub ek_digest: [u8; 32],
     /// The only host id it may take.
     pub host_id: HostId,
+    /// The operator's word that it is no software TPM.
+    pub hardware: bool,
     /// The operator's words.
     pub note: String,
     /// When.
@@ -100,25 +108,17 @@ pub struct RegistrationRow {
 pub struct InstanceRow {
     /// Its id.
     pub instance_id: InstanceId,
-    /// Its registration.
-    pub agent: String,
     /// Its host.
     pub host_id: String,
-    /// Tier of its newest credential.
-    pub tier: String,
     /// Custody of its key.
     pub custody: String,
     /// Serial of its newest credential.
     pub serial: Vec<u8>,
-    /// When it got its first credential.
-    pub first_issued_at: i64,
     /// When it got its newest.
     pub issued_at: i64,
     /// When the newest ends.
     pub not_after: i64,
-    /// When it was retired.
-    pub ended_at: Option<i64>,
-    /// Why.
+    /// Why it has ended, if it has.
     pub end_reason: Option<String>,
 }
 
@@ -142,8 +142,10 @@ pub struct RecordRow {
 pub struct Revocation {
     /// Its serial.
     pub serial: Vec<u8>,
-    /// The hierarchy whose CRL lists it.
+    /// The hierarchy that issued it.
     pub hierarchy: Hierarchy,
+    /// The host it was issued to.
+    pub host_id: String,
     /// When it would have ended.
     pub not_after: i64,
     /// When it was revoked.
@@ -152,7 +154,7 @@ pub struct Revocation {
     pub reason: String,
 }
 
-fn unreadable<E: std::fmt::Display>(table: &'static str) -> impl Fn(E) -> StoreError {
+pub(super) fn unreadable<E: std::fmt::Display>(table: &'static str) -> impl Fn(E) -> StoreError {
     move |e| StoreError::Unreadable { table, problem: e.to_string() }
 }
 
@@ -201,9 +203,12 @@ pub(super) async fn authorities(db: &SqlitePool) -> Result<Vec<Authority>, Store
 }
 
 pub(super) async fn hosts(db: &SqlitePool) -> Result<Vec<HostRow>, StoreError> {
-    let rows = sqlx::query("SELECT host_id, ek_digest, enrolled_at, standing FROM hosts ORDER BY host_id")
-        .fetch_all(db)
-        .await?;
+    let rows = sqlx::query(
+        "SELECT host_id, ek_digest, enrolled_at, standing, disabled FROM hosts WHERE removed_at IS NULL
+         ORDER BY host_id",
+    )
+    .fetch_all(db)
+    .await?;
     rows.into_iter()
         .map(|row| {
             Ok(HostRow {
@@ -213,29 +218,46 @@ pub(super) async fn hosts(db: &SqlitePool) -> Result<Vec<HostRow>, StoreError> {
                     .map(|d| digest("hosts", d))
                     .transpose()?,
                 enrolled_at: row.try_get("enrolled_at")?,
+                disabled: row.try_get("disabled")?,
                 standing: row.try_get("standing")?,
             })
         })
         .collect()
 }
 
-pub(super) async fn host_of_ek(db: &SqlitePool, ek: &[u8; 32]) -> Result<Option<HostId>, StoreError> {
-    let id: Option<String> = sqlx::query_scalar("SELECT host_id FROM hosts WHERE ek_digest = ?1")
+pub(super) async fn ek_was_simulated(db: &SqlitePool, ek: &[u8; 32]) -> Result<bool, StoreError> {
+    let simulated: Option<i64> = sqlx::query_scalar("SELECT simulated FROM hosts WHERE ek_digest = $1")
         .bind(ek.as_slice())
         .fetch_optional(db)
         .await?;
-    id.map(|id| id.parse().map_err(unreadable("hosts"))).transpose()
+    Ok(simulated.is_some_and(|s| s != 0))
+}
+
+pub(super) async fn join_token(
+    db: &SqlitePool,
+    hash: &[u8; 32],
+    host: &HostId,
+    at: i64,
+) -> Result<Result<(), JoinTokenSpend>, StoreError> {
+    let row = sqlx::query_as("SELECT host_id, expires_at, spent_at FROM join_tokens WHERE token_sha256 = $1")
+        .bind(hash.as_slice())
+        .fetch_optional(db)
+        .await?;
+    Ok(change::join_token(row, host, at))
 }
 
 pub(super) async fn allowed_eks(db: &SqlitePool) -> Result<Vec<AllowedEk>, StoreError> {
-    let rows = sqlx::query("SELECT ek_digest, host_id, note, allowed_at FROM allowed_eks ORDER BY host_id")
-        .fetch_all(db)
-        .await?;
+    let rows = sqlx::query(
+        "SELECT ek_digest, host_id, hardware, note, allowed_at FROM allowed_eks ORDER BY host_id",
+    )
+    .fetch_all(db)
+    .await?;
     rows.into_iter()
         .map(|row| {
             Ok(AllowedEk {
                 ek_digest: digest("allowed_eks", row.try_get("ek_digest")?)?,
                 host_id: HostId::from_str(row.try_get("host_id")?).map_err(unreadable("allowed_eks"))?,
+                hardware: row.try_get::<i64, _>("hardware")? != 0,
                 note: row.try_get("note")?,
                 allowed_at: row.try_get("allowed_at")?,
             })
@@ -257,46 +279,87 @@ pub(super) async fn registrations(db: &SqlitePool) -> Result<Vec<RegistrationRow
         .collect()
 }
 
-impl FromRow<'_, SqliteRow> for InstanceRow {
-    fn from_row(row: &SqliteRow) -> Result<Self, sqlx::Error> {
-        let id: Vec<u8> = row.try_get("instance_id")?;
-        let id: [u8; 16] =
-            id.try_into().map_err(|_| sqlx::Error::Decode("instance id is not 16 bytes".into()))?;
-        Ok(Self {
-            instance_id: InstanceId::from_bytes(id),
-            agent: row.try_get("agent")?,
-            host_id: row.try_get("host_id")?,
-            tier: row.try_get("tier")?,
-            custody: row.try_get("custody")?,
-            serial: row.try_get("serial")?,
-            first_issued_at: row.try_get("first_issued_at")?,
-            issued_at: row.try_get("issued_at")?,
-            not_after: row.try_get("not_after")?,
-            ended_at: row.try_get("ended_at")?,
-            end_reason: row.try_get("end_reason")?,
-        })
-    }
+fn instance_id(row: &SqliteRow) -> Result<InstanceId, StoreError> {
+    let id: Vec<u8> = row.try_get("instance_id")?;
+    <[u8; 16]>::try_from(id).map(InstanceId::from_bytes).map_err(|_| StoreError::Unreadable {
+        table: "credentials",
+        problem: "instance id is not 16 bytes".to_owned(),
+    })
 }
 
+/// Instances of one agent whose credentials are still kept, newest credential first.
 pub(super) async fn instances(
     db: &SqlitePool,
-    agent: Option<&AgentName>,
-    limit: u32,
+    agent: &AgentName,
+    limit: usize,
 ) -> Result<Vec<InstanceRow>, StoreError> {
-    Ok(sqlx::query_as(
-        "SELECT * FROM instances WHERE ?1 IS NULL OR agent = ?1 ORDER BY issued_at DESC LIMIT ?2",
+    let mut rows = sqlx::query(
+        "SELECT c.instance_id, c.custody, c.not_after, r.host_id, r.serial, r.at, e.reason
+         FROM credentials c JOIN records r ON r.number = c.number
+         LEFT JOIN ended_instances e ON e.instance_id = c.instance_id
+         WHERE r.agent = $1 ORDER BY c.number DESC",
     )
-    .bind(agent.map(AgentName::as_str))
-    .bind(limit)
-    .fetch_all(db)
-    .await?)
+    .bind(agent.as_str())
+    .fetch(db);
+    let (mut seen, mut instances) = (HashSet::new(), Vec::new());
+    while let Some(row) = rows.try_next().await?
+        && instances.len() < limit
+    {
+        let instance_id = instance_id(&row)?;
+        if !seen.insert(instance_id) {
+            continue;
+        }
+        instances.push(InstanceRow {
+            instance_id,
+            host_id: row.try_get("host_id")?,
+            custody: row.try_get("custody")?,
+            serial: row.try_get("serial")?,
+            issued_at: row.try_get("at")?,
+            not_after: row.try_get("not_after")?,
+            end_reason: row.try_get("reason")?,
+        });
+    }
+    Ok(instances)
 }
 
-pub(super) async fn live_instances(db: &SqlitePool, now: i64) -> Result<Vec<InstanceRow>, StoreError> {
-    Ok(sqlx::query_as("SELECT * FROM instances WHERE ended_at IS NULL AND not_after > ?1")
-        .bind(now)
-        .fetch_all(db)
-        .await?)
+/// Reads what is alive.
+pub(super) async fn load_live(db: &SqlitePool, live: &Live, now: i64) -> Result<(), StoreError> {
+    let credentials = sqlx::query(
+        "SELECT c.instance_id, c.tier, c.not_after, r.agent, r.host_id
+         FROM credentials c JOIN records r ON r.number = c.number WHERE c.not_after > $1 ORDER BY c.number",
+    )
+    .bind(now - REMEMBERED)
+    .fetch_all(db)
+    .await?;
+    let ended =
+        sqlx::query("SELECT instance_id, agent, host_id, ended_at FROM ended_instances WHERE ended_at > $1")
+            .bind(now - REMEMBERED)
+            .fetch_all(db)
+            .await?;
+    let registrations: Vec<(String, i64)> =
+        sqlx::query_as("SELECT agent, revision FROM registrations").fetch_all(db).await?;
+    let names = |row: &SqliteRow, table| -> Result<(AgentName, HostId), StoreError> {
+        Ok((
+            AgentName::from_str(row.try_get("agent")?).map_err(unreadable(table))?,
+            HostId::from_str(row.try_get("host_id")?).map_err(unreadable(table))?,
+        ))
+    };
+    let mut live = live.lock();
+    live.clear();
+    for row in &credentials {
+        let (agent, host) = names(row, "records")?;
+        let tier = Tier::from_str(row.try_get("tier")?).map_err(unreadable("credentials"))?;
+        live.load(instance_id(row)?, agent, host, tier, row.try_get("not_after")?);
+    }
+    for row in &ended {
+        let (agent, host) = names(row, "ended_instances")?;
+        live.end(instance_id(row)?, agent, host, Tier::Foundation, row.try_get("ended_at")?);
+    }
+    for (agent, revision) in registrations {
+        let agent = agent.parse().map_err(unreadable("registrations"))?;
+        live.register(agent, Some(revision.unsigned_abs()));
+    }
+    Ok(())
 }
 
 pub(super) async fn records(
@@ -309,8 +372,8 @@ pub(super) async fn records(
     let latest = after == 0;
     let sql = format!(
         "SELECT number, at, kind, outcome, body FROM records
-         WHERE number > ?1 AND (?2 IS NULL OR agent = ?2) AND (?3 IS NULL OR host_id = ?3)
-         ORDER BY number {} LIMIT ?4",
+         WHERE number > $1 AND ($2 IS NULL OR agent = $2) AND ($3 IS NULL OR host_id = $3)
+         ORDER BY number {} LIMIT $4",
         if latest { "DESC" } else { "ASC" }
     );
     let rows = sqlx::query(&sql)
@@ -340,7 +403,7 @@ pub(super) async fn records(
 
 pub(super) async fn revocations(db: &SqlitePool, now: i64) -> Result<Vec<Revocation>, StoreError> {
     let rows = sqlx::query(
-        "SELECT serial, hierarchy, not_after, revoked_at, reason FROM revocations WHERE not_after > ?1",
+        "SELECT serial, hierarchy, host_id, not_after, revoked_at, reason FROM revocations WHERE not_after > $1",
     )
     .bind(now)
     .fetch_all(db)
@@ -351,10 +414,19 @@ pub(super) async fn revocations(db: &SqlitePool, now: i64) -> Result<Vec<Revocat
                 serial: row.try_get("serial")?,
                 hierarchy: Hierarchy::from_str(row.try_get("hierarchy")?)
                     .map_err(unreadable("revocations"))?,
+                host_id: row.try_get("host_id")?,
                 not_after: row.try_get("not_after")?,
                 revoked_at: row.try_get("revoked_at")?,
                 reason: row.try_get("reason")?,
             })
         })
         .collect()
+}
+
+pub(super) async fn revoked_on(db: &SqlitePool, host: &HostId, now: i64) -> Result<Vec<Vec<u8>>, StoreError> {
+    Ok(sqlx::query_scalar("SELECT serial FROM revocations WHERE host_id = $1 AND not_after > $2")
+        .bind(host.as_str())
+        .bind(now)
+        .fetch_all(db)
+        .await?)
 }

@@ -1,4 +1,5 @@
-use hallmark_core::id::{HostId, InstanceId};
+use hallmark_core::id::{AgentName, HostId, InstanceId};
+use hallmark_core::tier::Tier;
 
 use super::*;
 use crate::record::{Kind, Record};
@@ -14,7 +15,14 @@ fn host(name: &str) -> HostId {
 }
 
 fn enrol(name: &str, ek: Option<[u8; 32]>) -> Write {
-    Write::Enrol { host_id: host(name), ek_digest: ek, at: 1, standing: "{}".to_owned() }
+    Write::Enrol {
+        host_id: host(name),
+        ek_digest: ek,
+        simulated: false,
+        at: 1,
+        standing: "{}".to_owned(),
+        epoch: 0,
+    }
 }
 
 fn conflict(result: Result<WriteOutcome, StoreError>) -> Conflict {
@@ -56,33 +64,71 @@ async fn a_join_token_is_spent_once_however_many_try() {
     assert_eq!(conflict(store.commit(vec![guess]).await), Conflict::JoinToken(JoinTokenSpend::Unknown));
 }
 
-fn issued(n: u8, at: i64) -> Vec<Write> {
+fn agent(name: &str) -> AgentName {
+    name.parse().unwrap()
+}
+
+fn registered(name: &str, revision: u64) -> Write {
+    Write::Registration { agent: agent(name), revision, body: "{}".to_owned() }
+}
+
+/// Run `n` of agent x on host a, drawn at the beginning of `at`'s hour or so.
+fn id(n: u8) -> InstanceId {
+    InstanceId::drawn_at(0, [n; 10])
+}
+
+fn serial(n: u8, at: i64) -> [u8; 16] {
     let mut serial = [0; 16];
-    serial[0] = n;
-    serial[1] = u8::try_from(at).unwrap();
-    let entry = Record { host: Some("a"), agent: Some("x"), ..Record::default() }.entry(
-        at,
-        Kind::Svid,
-        "issued",
-        Some(serial),
-    );
-    let instance = NewInstance {
-        instance_id: InstanceId::from_bytes([n; 16]),
-        agent: "x".to_owned(),
-        host_id: "a".to_owned(),
-        tier: "enterprise",
+    (serial[0], serial[1]) = (n, u8::try_from(at).unwrap());
+    serial
+}
+
+fn issue(n: u8, at: i64, change: impl FnOnce(&mut Issue)) -> Write {
+    let shown = vec!["unix:uid:1000".to_owned()];
+    let entry = Record {
+        host: Some("a"),
+        agent: Some("x"),
+        owner: Some("team@example.org"),
+        selectors: Some(&shown),
+        ..Record::default()
+    }
+    .entry(at, Kind::Svid, "issued", Some(serial(n, at)));
+    let mut issue = Issue {
+        entry,
+        instance: id(n),
+        agent: agent("x"),
+        host: host("a"),
+        tier: Tier::Enterprise,
         custody: "software",
-        serial,
         issued_at: at,
         not_after: at + 100,
+        registration_revision: 1,
+        host_epoch: 0,
     };
-    vec![Write::Record(entry), Write::Instance(instance)]
+    change(&mut issue);
+    Write::Issue(Box::new(issue))
+}
+
+fn issued(n: u8, at: i64) -> Vec<Write> {
+    vec![issue(n, at, |_| {})]
+}
+
+fn ending(who: Who, at: i64) -> Write {
+    Write::End(Ending { who, at, reason: "process-exited", operator: None, lab: false })
+}
+
+fn one(n: u8, by: &str) -> Who {
+    Who { host: Some(host(by)), instances: Some(vec![id(n)]), ..Who::default() }
+}
+
+async fn stale(store: &Store, write: Write) -> Stale {
+    store.commit(vec![write]).await.unwrap().records.remove(0).unwrap_err()
 }
 
 #[tokio::test]
 async fn records_are_numbered_without_gaps_and_a_refused_request_leaves_none() {
     let (_dir, store) = store().await;
-    store.commit(vec![enrol("a", Some([1; 32]))]).await.unwrap();
+    store.commit(vec![enrol("a", Some([1; 32])), registered("x", 1)]).await.unwrap();
     let good = (0..150u8).map(|n| store.commit(issued(n, 10)));
     let bad = (0..20u8).map(|n| {
         let mut writes = issued(200 + n % 50, 11);
@@ -91,7 +137,8 @@ async fn records_are_numbered_without_gaps_and_a_refused_request_leaves_none() {
     });
     let (good, bad) = futures::join!(futures::future::join_all(good), futures::future::join_all(bad));
     assert!(bad.iter().all(Result::is_err));
-    let mut numbers: Vec<u64> = good.into_iter().map(|r| r.unwrap().records[0].number()).collect();
+    let mut numbers: Vec<u64> =
+        good.into_iter().map(|r| r.unwrap().records[0].as_ref().unwrap().number()).collect();
     numbers.sort_unstable();
     assert_eq!(numbers, (1..=150).collect::<Vec<u64>>());
     assert_eq!(store.records(0, 1000, None, None).await.unwrap().len(), 150);
@@ -99,38 +146,190 @@ async fn records_are_numbered_without_gaps_and_a_refused_request_leaves_none() {
         store.records(after, 2, None, None).await.unwrap().iter().map(|r| r.number).collect()
     };
     assert_eq!((numbers(0).await, numbers(3).await), (vec![149, 150], vec![4, 5]), "the latest, or the next");
-    assert_eq!(store.live_instances(20).await.unwrap().len(), 150);
+    assert_eq!(store.live().count(20), 150);
 }
 
 #[tokio::test]
 async fn numbering_goes_on_after_a_restart() {
     let (dir, store) = store().await;
+    store.commit(vec![registered("x", 1)]).await.unwrap();
     store.commit(issued(1, 10)).await.unwrap();
     drop(store);
     let store = Store::open(&dir.path().join("t.db")).await.unwrap();
     let outcome = store.commit(issued(2, 10)).await.unwrap();
-    assert_eq!(outcome.records[0].number(), 2);
+    assert_eq!(outcome.records[0].as_ref().unwrap().number(), 2);
 }
 
 #[tokio::test]
-async fn only_its_own_host_ends_an_instance_and_its_newest_serial_is_revoked() {
+async fn only_its_own_host_ends_an_instance_and_every_unexpired_serial_is_revoked() {
     let (_dir, store) = store().await;
-    store.commit(issued(1, 10)).await.unwrap();
-    store.commit(issued(1, 20)).await.unwrap();
-    let end = |by: &str| Write::EndInstance {
-        instance_id: InstanceId::from_bytes([1; 16]),
-        host_id: host(by),
-        at: 30,
-        reason: "process-exited".to_owned(),
-    };
-    store.commit(vec![end("b")]).await.unwrap();
-    assert_eq!(store.live_instances(30).await.unwrap().len(), 1);
+    store.commit(vec![registered("x", 1)]).await.unwrap();
+    for at in [10, 20, 120] {
+        store.commit(issued(1, at)).await.unwrap();
+    }
+    store.commit(vec![ending(one(1, "b"), 130)]).await.unwrap();
+    assert_eq!(store.live().count(130), 1);
     assert!(store.revocations(30).await.unwrap().is_empty());
-    store.commit(vec![end("a")]).await.unwrap();
-    assert!(store.live_instances(30).await.unwrap().is_empty());
-    let revoked = store.revocations(30).await.unwrap();
-    assert_eq!(revoked.len(), 1);
-    assert_eq!(revoked[0].serial[1], 20);
+    let ended = store.commit(vec![ending(one(1, "a"), 115)]).await.unwrap().ended;
+    assert_eq!(store.live().count(116), 0);
+    // The one of second 10 has expired by then; the renewal did not end the one of second 20.
+    let mut revoked: Vec<u8> = store.revocations(30).await.unwrap().iter().map(|r| r.serial[1]).collect();
+    revoked.sort_unstable();
+    assert_eq!(revoked, [20, 120]);
+    assert_eq!(ended[0].serials.len(), 2);
+    assert_eq!(ended[0].owner.as_deref(), Some("team@example.org"));
+    assert_eq!(ended[0].selectors, ["unix:uid:1000"]);
+    let last = store.records(0, 1, None, None).await.unwrap().remove(0);
+    assert_eq!((last.kind.as_str(), last.outcome.as_str()), ("instance-end", "ended"));
+    assert!(last.body.contains("team@example.org") && last.body.contains(&hex::encode(serial(1, 20))));
+    assert_eq!(store.revoked_on(&host("a"), 30).await.unwrap().len(), 2);
+    assert!(store.revoked_on(&host("b"), 30).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn an_ended_instance_gets_no_credential_again_even_after_a_restart() {
+    let (dir, store) = store().await;
+    store.commit(vec![registered("x", 1)]).await.unwrap();
+    store.commit(issued(1, 10)).await.unwrap();
+    store.commit(vec![ending(one(1, "a"), 20)]).await.unwrap();
+    assert_eq!(stale(&store, issue(1, 30, |_| {})).await, Stale::Ended);
+    drop(store);
+    // The clock of a restart is the machine's: an hour of 1970 is forgotten, and its ids are too old to be new.
+    let store = Store::open(&dir.path().join("t.db")).await.unwrap();
+    let now = unix_now();
+    assert_eq!(stale(&store, issue(1, 30, |i| i.issued_at = now)).await, Stale::NotNew);
+    let drawn = |n: u8| InstanceId::drawn_at(now.unsigned_abs() * 1000, [n; 10]);
+    let new = |n: u8| issue(n, 30, |i| (i.instance, i.issued_at, i.not_after) = (drawn(n), now, now + 100));
+    store.commit(vec![new(2)]).await.unwrap().records.remove(0).unwrap();
+    let who = Who { instances: Some(vec![drawn(2)]), ..Who::default() };
+    store.commit(vec![ending(who, now)]).await.unwrap();
+    drop(store);
+    let store = Store::open(&dir.path().join("t.db")).await.unwrap();
+    assert_eq!(stale(&store, new(2)).await, Stale::Ended);
+}
+
+#[tokio::test]
+async fn what_is_out_of_date_when_it_is_recorded_is_not_recorded() {
+    let (_dir, store) = store().await;
+    store.commit(vec![registered("x", 1), enrol("a", Some([1; 32]))]).await.unwrap();
+    store.commit(issued(1, 10)).await.unwrap();
+    // All of them wait together, and so go into one commit: what changes comes first.
+    let disable = Write::DisableHost { host_id: host("a"), reason: Some("stolen".to_owned()), epoch: 7 };
+    let who = Who { host: Some(host("a")), ..Who::default() };
+    let changed = store.commit(vec![disable, ending(who, 20)]);
+    let late = store.commit(vec![issue(2, 20, |_| {})]);
+    let (late, changed) = futures::join!(late, changed);
+    assert_eq!(changed.unwrap().ended.len(), 1);
+    // Either it came first, or it was refused: in no order does it outlive the host's end.
+    if let Ok(recorded) = &late.unwrap().records[0] {
+        panic!("{recorded:?} was released for a disabled host");
+    }
+    assert_eq!(stale(&store, issue(3, 30, |_| {})).await, Stale::Host);
+    store.commit(vec![registered("x", 2)]).await.unwrap();
+    assert_eq!(stale(&store, issue(3, 30, |i| i.host_epoch = 7)).await, Stale::Registration);
+    let removed = Write::RemoveRegistration { agent: agent("x") };
+    store.commit(vec![removed]).await.unwrap();
+    let current = |i: &mut Issue| (i.host_epoch, i.registration_revision) = (7, 2);
+    assert_eq!(stale(&store, issue(3, 30, current)).await, Stale::Registration);
+    assert_eq!(store.records(1, 100, None, None).await.unwrap().len(), 1, "only the end of the first");
+}
+
+#[tokio::test]
+async fn a_refused_request_turns_nothing() {
+    let (_dir, store) = store().await;
+    store.commit(vec![registered("x", 1), enrol("a", Some([1; 32]))]).await.unwrap();
+    let disable = Write::DisableHost { host_id: host("a"), reason: Some("x".to_owned()), epoch: 9 };
+    store.commit(vec![disable, enrol("b", Some([1; 32]))]).await.unwrap_err();
+    store.commit(issued(1, 10)).await.unwrap().records.remove(0).unwrap();
+}
+
+#[tokio::test]
+async fn a_disabled_host_stays_out_and_a_removed_one_comes_back_by_order_alone() {
+    let (_dir, store) = store().await;
+    let ek = Some([1; 32]);
+    store.commit(vec![enrol("a", ek)]).await.unwrap();
+    let disabled = |reason: Option<&str>| Write::DisableHost {
+        host_id: host("a"),
+        reason: reason.map(str::to_owned),
+        epoch: 1,
+    };
+    store.commit(vec![disabled(Some("lost"))]).await.unwrap();
+    assert!(matches!(conflict(store.commit(vec![enrol("a", ek)]).await), Conflict::Disabled { .. }));
+    let standing = Write::Standing { host_id: host("a"), standing: "{}".to_owned(), epoch: 2 };
+    assert!(matches!(conflict(store.commit(vec![standing]).await), Conflict::NotEnrolled { .. }));
+    store.commit(vec![disabled(None)]).await.unwrap();
+    store.commit(vec![enrol("a", ek)]).await.unwrap();
+
+    store.commit(vec![Write::RemoveHost { host_id: host("a"), at: 5, epoch: 3 }]).await.unwrap();
+    assert!(store.hosts().await.unwrap().is_empty());
+    assert!(matches!(conflict(store.commit(vec![enrol("a", ek)]).await), Conflict::Removed { .. }));
+    let allow = |name: &str, ek_digest, hardware| {
+        let note = String::new();
+        Write::AllowEk(AllowedEk { ek_digest, host_id: host(name), hardware, note, allowed_at: 6 })
+    };
+    // The binding outlives the host, both ways.
+    let other_ek = store.commit(vec![allow("a", [2; 32], false)]).await;
+    assert!(matches!(conflict(other_ek), Conflict::HostIdTaken { .. }));
+    let other_id = store.commit(vec![allow("b", [1; 32], false)]).await;
+    assert!(matches!(conflict(other_id), Conflict::EkTaken { .. }));
+    store.commit(vec![allow("a", [1; 32], false)]).await.unwrap();
+    store.commit(vec![enrol("a", ek)]).await.unwrap();
+    assert_eq!(store.hosts().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn an_ek_once_shown_to_be_simulated_is_never_vouched_for() {
+    let (_dir, store) = store().await;
+    let enrol = |simulated| Write::Enrol {
+        host_id: host("a"),
+        ek_digest: Some([1; 32]),
+        simulated,
+        at: 1,
+        standing: "{}".to_owned(),
+        epoch: 0,
+    };
+    store.commit(vec![enrol(true)]).await.unwrap();
+    store.commit(vec![enrol(false)]).await.unwrap();
+    assert!(store.ek_was_simulated(&[1; 32]).await.unwrap());
+    store.commit(vec![Write::RemoveHost { host_id: host("a"), at: 5, epoch: 3 }]).await.unwrap();
+    assert!(store.ek_was_simulated(&[1; 32]).await.unwrap(), "not even by removing the host");
+    let note = String::new();
+    let vouch = AllowedEk { ek_digest: [1; 32], host_id: host("a"), hardware: true, note, allowed_at: 6 };
+    assert!(matches!(conflict(store.commit(vec![Write::AllowEk(vouch)]).await), Conflict::Simulated { .. }));
+}
+
+#[tokio::test]
+async fn memory_follows_the_store_even_when_the_caller_goes_away() {
+    let (_dir, store) = store().await;
+    let (tell, told) = oneshot::channel();
+    let asking = store.clone();
+    let caller = tokio::spawn(async move {
+        let after = move |_: &WriteOutcome| {
+            let _ = tell.send(());
+        };
+        let asked = asking.commit_then(vec![enrol("a", None)], after);
+        tokio::pin!(asked);
+        // Asked for, and gone before the answer.
+        let _ = futures::poll!(asked.as_mut());
+    });
+    caller.await.unwrap();
+    told.await.unwrap();
+    assert_eq!(store.hosts().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn what_has_expired_is_dropped_and_what_lives_is_kept() {
+    let (_dir, store) = store().await;
+    store.commit(vec![registered("x", 1)]).await.unwrap();
+    store.commit(issued(1, 10)).await.unwrap();
+    let long = issue(2, 11, |i| i.not_after = 100_000);
+    store.commit(vec![long]).await.unwrap();
+    store.commit(vec![ending(one(1, "a"), 20), ending(one(2, "a"), 20)]).await.unwrap();
+    store.commit(vec![Write::Purge { at: 90_000 }]).await.unwrap();
+    let kept = store.instances(&agent("x"), 10).await.unwrap();
+    assert_eq!(kept.iter().map(|i| i.instance_id).collect::<Vec<_>>(), [id(2)]);
+    assert_eq!(store.revocations(0).await.unwrap().len(), 1);
+    assert_eq!(store.records(0, 100, None, None).await.unwrap().len(), 4, "records are never dropped");
 }
 
 #[tokio::test]

@@ -1,0 +1,478 @@
+//! Changes that can be refused: each is applied by the writer inside its request's savepoint.
+
+use hallmark_core::id::{AgentName, HostId, InstanceId};
+use hallmark_core::tier::Tier;
+use sqlx::{Row, SqliteConnection};
+
+use super::live::{Live, REMEMBERED};
+use super::rows::{AllowedEk, unreadable};
+use super::write::{Ended, Ending, JoinTokenSpend, Write};
+use super::{Conflict, StoreError};
+use crate::record::{Entry, Kind, Record, Shown};
+
+/// Most expired credentials dropped in one go: the next purge takes the rest.
+const PURGE: i64 = 20_000;
+/// How long an expired certificate stays on the lists, in seconds (RFC 5280 section 3.3: at least one after its end).
+const LISTED: i64 = 24 * 3600;
+
+/// What a request's changes lead to.
+#[derive(Debug, Default)]
+pub(super) struct Turned {
+    /// Decisions that follow from them.
+    pub(super) entries: Vec<Entry>,
+    /// The instances that end.
+    pub(super) ended: Vec<Ended>,
+    effects: Vec<Effect>,
+}
+
+/// A change of what is alive.
+#[derive(Debug)]
+enum Effect {
+    End { ended: Box<Ended>, at: i64 },
+    Register { agent: AgentName, revision: Option<u64> },
+    Turn { host: HostId, epoch: u64 },
+    Forget { now: i64 },
+}
+
+impl Turned {
+    /// Changes the picture of what is alive; says which hosts stood at which epoch before.
+    pub(super) fn take_effect(&mut self, live: &Live) -> Vec<(HostId, u64)> {
+        let mut live = live.lock();
+        let mut before = Vec::new();
+        for effect in self.effects.drain(..) {
+            match effect {
+                Effect::End { ended, at } => {
+                    live.end(ended.instance, ended.agent, ended.host, ended.tier, at);
+                }
+                Effect::Register { agent, revision } => live.register(agent, revision),
+                Effect::Turn { host, epoch } => {
+                    let was = live.turn(host.clone(), epoch);
+                    before.push((host, was));
+                }
+                Effect::Forget { now } => live.forget(now),
+            }
+        }
+        before
+    }
+}
+
+/// Applies one change.
+pub(super) async fn apply(
+    tx: &mut SqliteConnection,
+    live: &Live,
+    write: Write,
+    turned: &mut Turned,
+) -> Result<(), StoreError> {
+    match write {
+        Write::Record(_) | Write::Issue(_) => {}
+        Write::TrustDomain(td) => {
+            sqlx::query("INSERT INTO trust_domain (one, name, lab, dev, oid_arc, made_at) VALUES (1, $1, $2, $3, $4, $5)")
+                .bind(td.name.as_str())
+                .bind(td.lab)
+                .bind(td.dev)
+                .bind(td.oid_arc)
+                .bind(td.made_at)
+                .execute(tx)
+                .await?;
+        }
+        Write::Authority(a) => {
+            sqlx::query(
+                "INSERT INTO authorities (hierarchy, kind, generation, key_label, certificate) VALUES ($1, $2, $3, $4, $5)",
+            )
+            .bind(a.hierarchy.as_str())
+            .bind(a.kind.as_str())
+            .bind(a.generation)
+            .bind(a.key_label)
+            .bind(a.certificate)
+            .execute(tx)
+            .await?;
+        }
+        Write::Enrol { host_id, ek_digest, simulated, at, standing, epoch } => {
+            enrol(tx, &host_id, ek_digest, simulated, at, &standing).await?;
+            turned.effects.push(Effect::Turn { host: host_id, epoch });
+        }
+        Write::Standing { host_id, standing, epoch } => {
+            let enrolled = sqlx::query(
+                "UPDATE hosts SET standing = $2 WHERE host_id = $1 AND removed_at IS NULL AND disabled IS NULL",
+            )
+            .bind(host_id.as_str())
+            .bind(standing)
+            .execute(tx)
+            .await?
+            .rows_affected();
+            only_if(enrolled, &host_id)?;
+            turned.effects.push(Effect::Turn { host: host_id, epoch });
+        }
+        Write::Turn { host_id, epoch } => turned.effects.push(Effect::Turn { host: host_id, epoch }),
+        Write::DisableHost { host_id, reason, epoch } => {
+            let enrolled =
+                sqlx::query("UPDATE hosts SET disabled = $2 WHERE host_id = $1 AND removed_at IS NULL")
+                    .bind(host_id.as_str())
+                    .bind(reason)
+                    .execute(tx)
+                    .await?
+                    .rows_affected();
+            only_if(enrolled, &host_id)?;
+            turned.effects.push(Effect::Turn { host: host_id, epoch });
+        }
+        Write::RemoveHost { host_id, at, epoch } => {
+            remove_host(tx, &host_id, at).await?;
+            turned.effects.push(Effect::Turn { host: host_id, epoch });
+        }
+        Write::AllowEk(ek) => allow_ek(tx, ek).await?,
+        Write::JoinToken { token_sha256, host_id, expires_at } => {
+            sqlx::query("INSERT INTO join_tokens (token_sha256, host_id, expires_at) VALUES ($1, $2, $3)")
+                .bind(token_sha256.as_slice())
+                .bind(host_id.as_str())
+                .bind(expires_at)
+                .execute(tx)
+                .await?;
+        }
+        Write::SpendJoinToken { token_sha256, host_id, at } => spend(tx, &token_sha256, &host_id, at).await?,
+        Write::Registration { agent, revision, body } => {
+            sqlx::query(
+                "INSERT INTO registrations (agent, revision, body) VALUES ($1, $2, $3)
+                 ON CONFLICT (agent) DO UPDATE SET revision = excluded.revision, body = excluded.body",
+            )
+            .bind(agent.as_str())
+            .bind(signed(revision))
+            .bind(body)
+            .execute(tx)
+            .await?;
+            turned.effects.push(Effect::Register { agent, revision: Some(revision) });
+        }
+        Write::RemoveRegistration { agent } => {
+            sqlx::query("DELETE FROM registrations WHERE agent = $1")
+                .bind(agent.as_str())
+                .execute(tx)
+                .await?;
+            turned.effects.push(Effect::Register { agent, revision: None });
+        }
+        Write::RegistrationSet { revision } => {
+            sqlx::query("UPDATE registration_set SET revision = $1")
+                .bind(signed(revision))
+                .execute(tx)
+                .await?;
+        }
+        Write::End(ending) => end(tx, live, ending, turned).await?,
+        Write::Heartbeat { at } => {
+            sqlx::query("UPDATE heartbeat SET at = $1").bind(at).execute(tx).await?;
+        }
+        Write::Purge { at } => {
+            purge(tx, at).await?;
+            turned.effects.push(Effect::Forget { now: at });
+        }
+    }
+    Ok(())
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn only_if(enrolled: u64, host_id: &HostId) -> Result<(), StoreError> {
+    match enrolled {
+        0 => Err(StoreError::Conflict(Conflict::NotEnrolled { host_id: host_id.to_string() })),
+        _ => Ok(()),
+    }
+}
+
+fn bound_to(ek: Option<Vec<u8>>) -> String {
+    ek.map_or_else(|| "a join token".to_owned(), hex::encode)
+}
+
+/// DESIGN: a host id is bound to its EK at first enrolment, and an EK to its host id, for ever. A disabled
+/// host stays out; a removed one comes back by an operator's order alone.
+async fn enrol(
+    tx: &mut SqliteConnection,
+    host_id: &HostId,
+    ek: Option<[u8; 32]>,
+    simulated: bool,
+    at: i64,
+    standing: &str,
+) -> Result<(), StoreError> {
+    let ek = ek.as_ref().map(|d| d.as_slice());
+    let there = sqlx::query("SELECT ek_digest, disabled, removed_at FROM hosts WHERE host_id = $1")
+        .bind(host_id.as_str())
+        .fetch_optional(&mut *tx)
+        .await?;
+    if let Some(there) = there {
+        let bound: Option<Vec<u8>> = there.try_get("ek_digest")?;
+        if bound.as_deref() != ek {
+            return Err(StoreError::Conflict(Conflict::HostIdTaken {
+                host_id: host_id.to_string(),
+                bound_to: bound_to(bound),
+            }));
+        }
+        if let Some(reason) = there.try_get::<Option<String>, _>("disabled")? {
+            return Err(StoreError::Conflict(Conflict::Disabled { host_id: host_id.to_string(), reason }));
+        }
+        // A join token is itself an operator's order, given after the removal: older ones went with the host.
+        if there.try_get::<Option<i64>, _>("removed_at")?.is_some()
+            && ek.is_some()
+            && !is_allowed(tx, ek, host_id).await?
+        {
+            return Err(StoreError::Conflict(Conflict::Removed { host_id: host_id.to_string() }));
+        }
+    }
+    if ek.is_some() {
+        let other: Option<String> =
+            sqlx::query_scalar("SELECT host_id FROM hosts WHERE ek_digest = $1 AND host_id <> $2")
+                .bind(ek)
+                .bind(host_id.as_str())
+                .fetch_optional(&mut *tx)
+                .await?;
+        if let Some(enrolled_as) = other {
+            return Err(StoreError::Conflict(Conflict::EkTaken {
+                host_id: host_id.to_string(),
+                enrolled_as,
+            }));
+        }
+    }
+    sqlx::query(
+        "INSERT INTO hosts (host_id, ek_digest, enrolled_at, simulated, standing) VALUES ($1, $2, $3, $4, $5)
+         ON CONFLICT (host_id) DO UPDATE SET standing = excluded.standing, removed_at = NULL,
+         simulated = CASE WHEN excluded.simulated <> 0 THEN excluded.simulated ELSE hosts.simulated END",
+    )
+    .bind(host_id.as_str())
+    .bind(ek)
+    .bind(at)
+    .bind(i64::from(simulated))
+    .bind(standing)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+async fn is_allowed(
+    tx: &mut SqliteConnection,
+    ek: Option<&[u8]>,
+    host_id: &HostId,
+) -> Result<bool, StoreError> {
+    let count: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM allowed_eks WHERE ek_digest = $1 AND host_id = $2")
+            .bind(ek)
+            .bind(host_id.as_str())
+            .fetch_one(tx)
+            .await?;
+    Ok(count > 0)
+}
+
+async fn remove_host(tx: &mut SqliteConnection, host_id: &HostId, at: i64) -> Result<(), StoreError> {
+    let enrolled = sqlx::query(
+        "UPDATE hosts SET removed_at = $2, disabled = NULL WHERE host_id = $1 AND removed_at IS NULL",
+    )
+    .bind(host_id.as_str())
+    .bind(at)
+    .execute(&mut *tx)
+    .await?
+    .rows_affected();
+    let allowed = sqlx::query("DELETE FROM allowed_eks WHERE host_id = $1")
+        .bind(host_id.as_str())
+        .execute(&mut *tx)
+        .await?
+        .rows_affected();
+    sqlx::query("DELETE FROM join_tokens WHERE host_id = $1 AND spent_at IS NULL")
+        .bind(host_id.as_str())
+        .execute(tx)
+        .await?;
+    only_if(enrolled + allowed, host_id)
+}
+
+async fn allow_ek(tx: &mut SqliteConnection, ek: AllowedEk) -> Result<(), StoreError> {
+    let bound: Option<Option<Vec<u8>>> = sqlx::query_scalar("SELECT ek_digest FROM hosts WHERE host_id = $1")
+        .bind(ek.host_id.as_str())
+        .fetch_optional(&mut *tx)
+        .await?;
+    if let Some(bound) = bound
+        && bound.as_deref() != Some(ek.ek_digest.as_slice())
+    {
+        return Err(StoreError::Conflict(Conflict::HostIdTaken {
+            host_id: ek.host_id.to_string(),
+            bound_to: bound_to(bound),
+        }));
+    }
+    let elsewhere: Option<String> = sqlx::query_scalar(
+        "SELECT host_id FROM allowed_eks WHERE ek_digest = $1 AND host_id <> $2
+         UNION SELECT host_id FROM hosts WHERE ek_digest = $1 AND host_id <> $2",
+    )
+    .bind(ek.ek_digest.as_slice())
+    .bind(ek.host_id.as_str())
+    .fetch_optional(&mut *tx)
+    .await?;
+    if let Some(enrolled_as) = elsewhere {
+        return Err(StoreError::Conflict(Conflict::EkTaken { host_id: ek.host_id.to_string(), enrolled_as }));
+    }
+    let simulated: Option<i64> = sqlx::query_scalar("SELECT simulated FROM hosts WHERE ek_digest = $1")
+        .bind(ek.ek_digest.as_slice())
+        .fetch_optional(&mut *tx)
+        .await?;
+    if ek.hardware && simulated.is_some_and(|s| s != 0) {
+        return Err(StoreError::Conflict(Conflict::Simulated { host_id: ek.host_id.to_string() }));
+    }
+    sqlx::query("DELETE FROM allowed_eks WHERE host_id = $1")
+        .bind(ek.host_id.as_str())
+        .execute(&mut *tx)
+        .await?;
+    sqlx::query(
+        "INSERT INTO allowed_eks (ek_digest, host_id, hardware, note, allowed_at) VALUES ($1, $2, $3, $4, $5)",
+    )
+    .bind(ek.ek_digest.as_slice())
+    .bind(ek.host_id.as_str())
+    .bind(i64::from(ek.hardware))
+    .bind(ek.note)
+    .bind(ek.allowed_at)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// One statement finds and spends: between looking and taking there is no moment for a second taker.
+async fn spend(tx: &mut SqliteConnection, hash: &[u8; 32], host: &HostId, at: i64) -> Result<(), StoreError> {
+    let spent = sqlx::query(
+        "UPDATE join_tokens SET spent_at = $3
+         WHERE token_sha256 = $1 AND host_id = $2 AND spent_at IS NULL AND expires_at > $3",
+    )
+    .bind(hash.as_slice())
+    .bind(host.as_str())
+    .bind(at)
+    .execute(&mut *tx)
+    .await?
+    .rows_affected();
+    if spent == 1 {
+        return Ok(());
+    }
+    let row = sqlx::query_as("SELECT host_id, expires_at, spent_at FROM join_tokens WHERE token_sha256 = $1")
+        .bind(hash.as_slice())
+        .fetch_optional(tx)
+        .await?;
+    // Unspent, for this host and in time it would have been spent above.
+    let why = join_token(row, host, at).err().unwrap_or(JoinTokenSpend::Expired);
+    Err(StoreError::Conflict(Conflict::JoinToken(why)))
+}
+
+/// What a join token's row would buy this host now.
+pub(super) fn join_token(
+    row: Option<(String, i64, Option<i64>)>,
+    host: &HostId,
+    at: i64,
+) -> Result<(), JoinTokenSpend> {
+    match row {
+        None => Err(JoinTokenSpend::Unknown),
+        Some((for_host, _, _)) if for_host != host.as_str() => Err(JoinTokenSpend::OtherHost),
+        Some((_, _, Some(_))) => Err(JoinTokenSpend::Spent),
+        Some((_, expires_at, None)) if expires_at <= at => Err(JoinTokenSpend::Expired),
+        Some(_) => Ok(()),
+    }
+}
+
+async fn end(
+    tx: &mut SqliteConnection,
+    live: &Live,
+    ending: Ending,
+    turned: &mut Turned,
+) -> Result<(), StoreError> {
+    let Ending { who, at, reason, operator, lab } = ending;
+    let chosen = live.lock().chosen(who.instances.as_deref(), |instance| {
+        who.agent.as_ref().is_none_or(|agent| *agent == instance.agent)
+            && who.host.as_ref().is_none_or(|host| *host == instance.host)
+            && who.above.is_none_or(|tier| Some(instance.tier) > tier)
+    });
+    for (id, instance) in chosen {
+        let ended = held(tx, id, instance.agent, instance.host, instance.tier, at).await?;
+        if who.unless.as_ref().is_some_and(|stays| stays(&ended)) {
+            continue;
+        }
+        sqlx::query(
+            "INSERT INTO ended_instances (instance_id, agent, host_id, ended_at, reason) VALUES ($1, $2, $3, $4, $5)
+             ON CONFLICT (instance_id) DO NOTHING",
+        )
+        .bind(id.as_bytes().as_slice())
+        .bind(ended.agent.as_str())
+        .bind(ended.host.as_str())
+        .bind(at)
+        .bind(reason)
+        .execute(&mut *tx)
+        .await?;
+        // Foundation certificates carry noRevAvail (RFC 9608): no list names them, but their host is told.
+        sqlx::query(
+            "INSERT INTO revocations (serial, hierarchy, host_id, not_after, revoked_at, reason)
+             SELECT r.serial, c.tier, r.host_id, c.not_after, $2, $3
+             FROM credentials c JOIN records r ON r.number = c.number
+             WHERE c.instance_id = $1 AND c.not_after > $2 AND r.serial IS NOT NULL
+             ON CONFLICT (serial) DO NOTHING",
+        )
+        .bind(id.as_bytes().as_slice())
+        .bind(at)
+        .bind(reason)
+        .execute(&mut *tx)
+        .await?;
+        let entry = Record {
+            host: Some(ended.host.as_str()),
+            agent: Some(ended.agent.as_str()),
+            instance: Some(id.to_string()),
+            owner: ended.owner.as_deref(),
+            tier: Some(ended.tier.as_str()),
+            reason: Some(reason.to_owned()),
+            revoked: ended.serials.iter().map(hex::encode).collect(),
+            operator: operator.clone(),
+            lab,
+            ..Record::default()
+        };
+        turned.entries.push(entry.entry(at, Kind::InstanceEnd, "ended", None));
+        turned.effects.push(Effect::End { ended: Box::new(ended.clone()), at });
+        turned.ended.push(ended);
+    }
+    Ok(())
+}
+
+/// What an instance holds at `at`, and what its newest credential's record says of it.
+async fn held(
+    tx: &mut SqliteConnection,
+    instance: InstanceId,
+    agent: AgentName,
+    host: HostId,
+    tier: Tier,
+    at: i64,
+) -> Result<Ended, StoreError> {
+    let rows = sqlx::query(
+        "SELECT r.serial, r.body, c.not_after FROM credentials c JOIN records r ON r.number = c.number
+         WHERE c.instance_id = $1 ORDER BY c.number",
+    )
+    .bind(instance.as_bytes().as_slice())
+    .fetch_all(tx)
+    .await?;
+    let mut ended =
+        Ended { instance, agent, host, tier, owner: None, selectors: Vec::new(), serials: Vec::new() };
+    if let Some(newest) = rows.last() {
+        let shown: Shown = serde_json::from_str(newest.try_get("body")?).map_err(unreadable("records"))?;
+        ended.owner = shown.owner;
+        ended.selectors = shown.selectors;
+    }
+    for row in &rows {
+        let serial: Option<Vec<u8>> = row.try_get("serial")?;
+        if row.try_get::<i64, _>("not_after")? > at {
+            ended.serials.extend(serial);
+        }
+    }
+    Ok(ended)
+}
+
+async fn purge(tx: &mut SqliteConnection, at: i64) -> Result<(), StoreError> {
+    // In order of number, which is nearly the order of their ends: only what is old is looked at.
+    sqlx::query(
+        "DELETE FROM credentials WHERE not_after < $1 AND number IN
+         (SELECT number FROM credentials ORDER BY number LIMIT $2)",
+    )
+    .bind(at - REMEMBERED)
+    .bind(PURGE)
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query("DELETE FROM ended_instances WHERE ended_at < $1")
+        .bind(at - LISTED)
+        .execute(&mut *tx)
+        .await?;
+    sqlx::query("DELETE FROM revocations WHERE not_after < $1").bind(at - LISTED).execute(&mut *tx).await?;
+    sqlx::query("DELETE FROM join_tokens WHERE expires_at < $1").bind(at - LISTED).execute(tx).await?;
+    Ok(())
+}
