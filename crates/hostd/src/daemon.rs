@@ -217,7 +217,13 @@ fn watchdog() -> Option<Duration> {
 fn status(agents: &Agents) -> String {
     let standing = agents.state().standing.borrow().clone();
     let issuer = if standing.connected { "issuer connected" } else { "issuer away" };
-    let tier = if standing.attested { standing.highest_tier.as_str() } else { "not attested" };
+    let tier = if standing.disabled {
+        "host disabled"
+    } else if standing.attested {
+        standing.highest_tier.as_str()
+    } else {
+        "not attested"
+    };
     let mut text = format!("{tier}, {issuer}, {} agents", agents.live());
     if !standing.last_error.is_empty() {
         text.push_str(": ");

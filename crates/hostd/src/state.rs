@@ -45,6 +45,8 @@ pub struct Standing {
     pub attested: bool,
     /// The connection to the issuer is up.
     pub connected: bool,
+    /// An operator has disabled this host at the issuer; no agent has an identity here.
+    pub disabled: bool,
     /// The highest tier its evidence supports, as the issuer said.
     pub highest_tier: String,
     /// What keeps it from more.

@@ -69,6 +69,7 @@ impl From<EndReason> for Status {
             EndReason::AgentClosed => "the stream was closed",
             EndReason::HostShutdown => return Status::unavailable("the host daemon is going down"),
             EndReason::Operator => "the identity was revoked",
+            EndReason::HostDisabled => "this host has been disabled at the issuer",
             EndReason::NotRenewed => "the identity ended and could not be renewed: ask anew",
         };
         Status::permission_denied(text)

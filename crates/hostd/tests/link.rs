@@ -57,7 +57,8 @@ impl Host {
         let (issuer, quotes) = Issuer::new(connected, state.clone());
         let endpoints = issuers.iter().map(|i| i.endpoint()).collect();
         let roots = issuers.last().unwrap().infra_roots();
-        let link = Link::new(endpoints, roots, attester, state.clone(), connection, quotes);
+        let link = Link::new(endpoints, roots, attester, state.clone(), connection, quotes)
+            .ask_when_disabled_every(std::time::Duration::from_millis(20));
         Self { state, issuer, revoked, link: tokio::spawn(link.run()), token }
     }
 
@@ -220,6 +221,32 @@ async fn a_host_attests_again_before_its_credential_ends_and_survives_a_refusal(
     until(|| !host.state.standing.borrow().connected).await;
     issuer.conduct().refuse = None;
     host.connected().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disabled_host_says_so_and_asks_until_it_is_enabled() {
+    let issuer = TlsIssuer::start().await;
+    let host = Host::by_token(&[&issuer], "t");
+    host.connected().await;
+    issuer.conduct().refuse_link = Some(Status::permission_denied("host-disabled"));
+    issuer.hang_up();
+    until(|| host.state.standing.borrow().disabled).await;
+    let standing = host.state.standing.borrow().clone();
+    assert!(!standing.connected && !standing.attested);
+    assert!(standing.last_error.contains("disabled"), "{}", standing.last_error);
+    host.issuer.issue(item(None).await).await.unwrap_err();
+    issuer.conduct().refuse_link = None;
+    host.connected().await;
+    let standing = host.state.standing.borrow().clone();
+    assert!(!standing.disabled && standing.attested && standing.last_error.is_empty());
+    assert_eq!(issuer.conduct().attested, 1, "its credential is good once more: no new token is needed");
+
+    // The same word while it attests.
+    issuer.conduct().refuse = Some(Status::permission_denied("attestation refused: host-disabled"));
+    let other = Host::by_token(&[&issuer], "u");
+    until(|| other.state.standing.borrow().disabled).await;
+    issuer.conduct().refuse = None;
+    other.connected().await;
 }
 
 fn now() -> i64 {

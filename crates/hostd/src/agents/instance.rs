@@ -271,6 +271,9 @@ impl Instance {
     }
 
     fn check(&self) -> Result<(), InstanceError> {
+        if self.agents.state.standing.borrow().disabled {
+            return Err(InstanceError::Ended(EndReason::HostDisabled));
+        }
         if let Some(reason) = self.live.ending() {
             return Err(InstanceError::Ended(reason));
         }
@@ -347,9 +350,12 @@ impl Instance {
             not_after: issued.not_after,
             renew_at,
         };
-        self.hold_key(handle, key);
         let serial = Bytes::copy_from_slice(&issued.serial);
-        self.live.holds(serial.clone());
+        self.live.holds(serial.clone(), issued.not_after);
+        if self.agents.registry.was_revoked(&serial) {
+            return Err(InstanceError::Ended(EndReason::Operator));
+        }
+        self.hold_key(handle, key);
         self.log_issued(&serial, tier, custody, issued.not_after, why);
         self.current = Some(Current { identity: Arc::new(identity), serial, renew_at });
         Ok(())

@@ -102,6 +102,7 @@ impl Agents {
             chains: Mutex::default(),
         });
         let weak = Arc::downgrade(&agents);
+        let mut standing = agents.state.standing.subscribe();
         tokio::spawn(async move {
             let mut sweep = tokio::time::interval(SWEEP);
             sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -109,8 +110,12 @@ impl Agents {
                 let serials = tokio::select! {
                     _ = sweep.tick() => None,
                     Some(serials) = revoked.recv() => Some(serials),
+                    Ok(()) = standing.changed() => None,
                 };
                 let Some(agents) = weak.upgrade() else { return };
+                if standing.borrow_and_update().disabled {
+                    agents.registry.end_all(EndReason::HostDisabled);
+                }
                 match serials {
                     Some(serials) => agents.registry.revoke(&serials),
                     None => agents.registry.sweep(),

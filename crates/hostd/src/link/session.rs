@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::issuer::{AskError, QuoteWanted};
-use super::{Link, LinkError, attest, unmet};
+use super::{Link, LinkError, attest, is_host_disabled, unmet};
 use crate::clock;
 
 /// How long the issuer may take to open the stream.
@@ -44,8 +44,11 @@ impl Link {
         let mut updates = match opened {
             Ok(updates) => updates.into_inner(),
             Err(status) => {
-                // A credential that the issuer does not take is no credential.
-                if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) {
+                // A credential that the issuer does not take is no credential; that of a disabled host is good
+                // once more when the host is enabled.
+                if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied)
+                    && !is_host_disabled(&status)
+                {
                     self.attest_at = 0;
                 }
                 return Err(LinkError::Refused(status));
@@ -66,7 +69,7 @@ impl Link {
                 },
                 () = clock::until(self.attest_at) => return Ok(()),
                 Some(wanted) = self.quotes.recv() => self.want_quote(wanted, &mut quoting, &channel),
-                result = quoting.finished() => self.quoted(result, &mut quoting),
+                result = quoting.finished() => self.quoted(result, &mut quoting)?,
             }
         }
     }
@@ -75,6 +78,7 @@ impl Link {
     async fn attest_or_carry_on(&mut self, endpoint: &str) -> Result<(), LinkError> {
         match self.attest(endpoint).await {
             Ok(()) => Ok(()),
+            Err(error) if error.is_host_disabled() => Err(error),
             Err(error) if self.svid.not_after().is_some_and(|end| end > clock::now()) => {
                 self.attest_at = clock::now() + ATTEST_RETRY;
                 tracing::warn!(host_id = %self.state.host_id, issuer = endpoint, reason = %error, "host not attested again");
@@ -89,6 +93,8 @@ impl Link {
         self.connection.send_replace(Some(channel.clone()));
         self.state.standing.send_modify(|standing| {
             standing.connected = true;
+            standing.attested = true;
+            standing.disabled = false;
             standing.last_error.clear();
         });
         tracing::info!(host_id = %self.state.host_id, issuer = endpoint, "issuer connected");
@@ -127,9 +133,18 @@ impl Link {
         }
     }
 
-    fn quoted(&mut self, result: Result<wire::RefreshAccepted, LinkError>, quoting: &mut Quoting) {
+    /// Whoever waits hears how the quote went.
+    ///
+    /// # Errors
+    /// The host was disabled.
+    fn quoted(
+        &mut self,
+        result: Result<wire::RefreshAccepted, LinkError>,
+        quoting: &mut Quoting,
+    ) -> Result<(), LinkError> {
         quoting.refreshing = None;
         let answer = match result {
+            Err(error) if error.is_host_disabled() => return Err(error),
             Ok(accepted) => {
                 self.quoted_at = clock::now();
                 self.state.standing.send_modify(|standing| {
@@ -152,6 +167,7 @@ impl Link {
         for waiting in quoting.waiting.drain(..) {
             let _ = waiting.send(answer.clone());
         }
+        Ok(())
     }
 }
 

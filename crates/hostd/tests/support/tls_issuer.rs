@@ -36,6 +36,8 @@ pub struct Conduct {
     pub quote_age: i64,
     /// Attestations are refused, while this is there.
     pub refuse: Option<Status>,
+    /// Links are refused, while this is there.
+    pub refuse_link: Option<Status>,
     /// What every new link is told first.
     pub registrations: Vec<wire::Registration>,
     pub attested: usize,
@@ -53,6 +55,7 @@ impl Default for Conduct {
             svid_lifetime: 3600,
             quote_age: 300,
             refuse: None,
+            refuse_link: None,
             registrations: vec![],
             attested: 0,
             refreshed: 0,
@@ -134,6 +137,11 @@ impl TlsIssuer {
     pub fn tell(&self, update: wire::host_update::Update) {
         let update = wire::HostUpdate { update: Some(update) };
         self.conduct().hosts.retain(|host| host.try_send(Ok(update.clone())).is_ok());
+    }
+
+    /// Ends every link.
+    pub fn hang_up(&self) {
+        self.conduct().hosts.clear();
     }
 
     /// Goes away, connections and all.
@@ -380,6 +388,9 @@ impl HostLink for Service {
         peer(&request)?;
         let (updates, stream) = mpsc::channel(16);
         let mut conduct = self.conduct.lock().unwrap();
+        if let Some(status) = conduct.refuse_link.clone() {
+            return Err(status);
+        }
         let registrations =
             wire::RegistrationSet { revision: 1, registrations: conduct.registrations.clone() };
         let first = wire::host_update::Update::Registrations(registrations);
