@@ -223,6 +223,36 @@ async fn a_host_attests_again_before_its_credential_ends_and_survives_a_refusal(
     host.connected().await;
 }
 
+/// The one under way may have read the PCRs before they became what the second caller wants quoted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_quote_asked_for_while_one_is_under_way_is_another_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = SwtpmCa::new(dir.path().join("ca")).unwrap();
+    let swtpm = Swtpm::started(&ca, "host-1").unwrap();
+    let tpm = Tpm::open(TpmConfig::new(swtpm.tcti())).await.unwrap();
+    let issuer = TlsIssuer::start().await;
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    issuer.conduct().gate = Some(gate.clone());
+    let host = Host::by_tpm(&[&issuer], &tpm).await;
+    host.connected().await;
+    let mut first = Box::pin(host.issuer.new_quote());
+    assert!(futures::poll!(&mut first).is_pending());
+    until(|| issuer.conduct().quotes_begun == 1).await;
+    let (mut second, mut third) = (Box::pin(host.issuer.new_quote()), Box::pin(host.issuer.new_quote()));
+    assert!(futures::poll!(&mut second).is_pending() && futures::poll!(&mut third).is_pending());
+    // Served by the same task after what was asked of it before.
+    issuer.tell(Update::Bundles(support::bundle(9)));
+    until(|| host.state.bundle.borrow().as_ref().is_some_and(|b| b.revision == 9)).await;
+    gate.add_permits(1);
+    first.await.unwrap();
+    until(|| issuer.conduct().quotes_begun == 2).await;
+    assert!(futures::poll!(&mut second).is_pending(), "the first quote is not for it");
+    gate.add_permits(1);
+    second.await.unwrap();
+    third.await.unwrap();
+    assert_eq!(issuer.conduct().refreshed, 2, "and one more is enough for all who asked meanwhile");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disabled_host_says_so_and_asks_until_it_is_enabled() {
     let issuer = TlsIssuer::start().await;

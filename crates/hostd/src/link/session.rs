@@ -28,6 +28,9 @@ type Refreshing = Pin<Box<dyn Future<Output = Result<wire::RefreshAccepted, Link
 struct Quoting {
     refreshing: Option<Refreshing>,
     waiting: Vec<oneshot::Sender<Result<(), AskError>>>,
+    /// Who needs a quote of after his asking, and asked while one was under way: that one may have read
+    /// the PCRs already.
+    next: Vec<oneshot::Sender<Result<(), AskError>>>,
 }
 
 impl Link {
@@ -69,7 +72,7 @@ impl Link {
                 },
                 () = clock::until(self.attest_at) => return Ok(()),
                 Some(wanted) = self.quotes.recv() => self.want_quote(wanted, &mut quoting, &channel),
-                result = quoting.finished() => self.quoted(result, &mut quoting)?,
+                result = quoting.finished() => self.quoted(result, &mut quoting, &channel)?,
             }
         }
     }
@@ -126,11 +129,19 @@ impl Link {
             let _ = wanted.answer.send(Ok(()));
             return;
         }
-        quoting.waiting.push(wanted.answer);
-        if quoting.refreshing.is_none() {
-            let refresh = attest::refresh(channel.clone(), self.attester.clone(), self.state.host_id.clone());
-            quoting.refreshing = Some(Box::pin(refresh));
+        match &quoting.refreshing {
+            None => {
+                quoting.waiting.push(wanted.answer);
+                self.begin_quote(quoting, channel);
+            }
+            Some(_) if wanted.anew => quoting.next.push(wanted.answer),
+            Some(_) => quoting.waiting.push(wanted.answer),
         }
+    }
+
+    fn begin_quote(&self, quoting: &mut Quoting, channel: &Channel) {
+        let refresh = attest::refresh(channel.clone(), self.attester.clone(), self.state.host_id.clone());
+        quoting.refreshing = Some(Box::pin(refresh));
     }
 
     /// Whoever waits hears how the quote went.
@@ -141,6 +152,7 @@ impl Link {
         &mut self,
         result: Result<wire::RefreshAccepted, LinkError>,
         quoting: &mut Quoting,
+        channel: &Channel,
     ) -> Result<(), LinkError> {
         quoting.refreshing = None;
         let answer = match result {
@@ -166,6 +178,10 @@ impl Link {
         };
         for waiting in quoting.waiting.drain(..) {
             let _ = waiting.send(answer.clone());
+        }
+        quoting.waiting = std::mem::take(&mut quoting.next);
+        if !quoting.waiting.is_empty() {
+            self.begin_quote(quoting, channel);
         }
         Ok(())
     }
