@@ -253,6 +253,35 @@ async fn a_new_quote_asked_for_while_one_is_under_way_is_another_one() {
     assert_eq!(issuer.conduct().refreshed, 2, "and one more is enough for all who asked meanwhile");
 }
 
+/// As after a change of the PCR policy: the issuer orders, and what agents are shown follows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_said_of_the_hosts_tier_follows_an_order_to_attest() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = SwtpmCa::new(dir.path().join("ca")).unwrap();
+    let swtpm = Swtpm::started(&ca, "host-1").unwrap();
+    let tpm = Tpm::open(TpmConfig::new(swtpm.tcti())).await.unwrap();
+    let issuer = TlsIssuer::start().await;
+    issuer.conduct().tier = "advanced";
+    let host = Host::by_tpm(&[&issuer], &tpm).await;
+    host.connected().await;
+    assert_eq!(host.state.standing.borrow().highest_tier, "advanced");
+    let order = || Update::AttestNow(wire::AttestNow { reason: "policy".into() });
+
+    issuer.conduct().tier = "foundation";
+    issuer.tell(order());
+    until(|| host.state.standing.borrow().highest_tier == "foundation").await;
+    until(|| issuer.conduct().links == 2).await;
+
+    // Refused, while the credential is good: the link stays, the tier and the quote do not.
+    issuer.conduct().refuse = Some(Status::permission_denied("attestation refused: pcr-policy"));
+    issuer.tell(order());
+    until(|| host.state.standing.borrow().highest_tier.is_empty()).await;
+    host.connected().await;
+    let standing = host.state.standing.borrow().clone();
+    assert!(standing.unmet.iter().any(|u| u.contains("pcr-policy")), "{standing:?}");
+    assert_eq!(standing.quote_valid_until, 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disabled_host_says_so_and_asks_until_it_is_enabled() {
     let issuer = TlsIssuer::start().await;

@@ -85,11 +85,24 @@ impl Link {
             Err(error) if self.svid.not_after().is_some_and(|end| end > clock::now()) => {
                 self.attest_at = clock::now() + ATTEST_RETRY;
                 tracing::warn!(host_id = %self.state.host_id, issuer = endpoint, reason = %error, "host not attested again");
-                self.state.standing.send_modify(|standing| standing.last_error = error.to_string());
+                self.not_proven(&error);
                 Ok(())
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Notes that a proof failed. One that was weighed and refused says that the host's state supports no
+    /// tier, whatever an earlier one said; one that did not come through says nothing of it.
+    fn not_proven(&self, error: &LinkError) {
+        self.state.standing.send_modify(|standing| {
+            standing.last_error = error.to_string();
+            if matches!(error, LinkError::Refused(status) if status.code() == Code::PermissionDenied) {
+                standing.highest_tier.clear();
+                standing.unmet = vec![error.to_string()];
+                standing.quote_valid_until = 0;
+            }
+        });
     }
 
     fn up(&self, endpoint: &str, channel: &Channel) {
@@ -115,6 +128,8 @@ impl Link {
             }
             Some(Update::AttestNow(order)) => {
                 tracing::info!(host_id = %self.state.host_id, reason = order.reason, "ordered to attest again");
+                // What was quoted before the order counts no more, whatever comes of it.
+                self.state.standing.send_modify(|standing| standing.quote_valid_until = 0);
                 return true;
             }
             // An issuer newer than this daemon may send more.
@@ -169,7 +184,7 @@ impl Link {
             }
             Err(error) => {
                 tracing::warn!(host_id = %self.state.host_id, reason = %error, "quote not accepted");
-                self.state.standing.send_modify(|standing| standing.last_error = error.to_string());
+                self.not_proven(&error);
                 Err(match error {
                     LinkError::Refused(status) => AskError::Call(status),
                     other => AskError::Away(other.to_string()),
