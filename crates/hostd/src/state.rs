@@ -70,6 +70,8 @@ pub struct State {
     pub bundle: watch::Sender<Option<Arc<agent::Bundle>>>,
     /// How it stands.
     pub standing: watch::Sender<Standing>,
+    /// Changes when the issuer is back, or has said something by which what failed may now succeed.
+    pub news: watch::Sender<()>,
     /// Serials that were revoked, on their way to whoever holds the instances.
     pub revoked: mpsc::Sender<Vec<Bytes>>,
 }
@@ -84,6 +86,7 @@ impl State {
             registrations: watch::Sender::default(),
             bundle: watch::Sender::default(),
             standing: watch::Sender::default(),
+            news: watch::Sender::default(),
             revoked,
         };
         (Arc::new(state), receiver)
@@ -104,6 +107,7 @@ impl State {
         }
         tracing::info!(revision = set.revision, count = read.len(), "registrations received");
         self.registrations.send_replace(Some(Arc::new(read)));
+        self.news.send_replace(());
     }
 
     /// Takes the bundles from the wire. An unknown tier is left out: nobody here could ask for it.

@@ -258,6 +258,28 @@ async fn agents_are_served_while_the_issuer_is_away() {
     until(|| host.agents.live() == 0).await;
 }
 
+/// A renewal that failed while the issuer was away is tried again when it is back, and not after its own
+/// wait, which would soon be half a minute.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn news_wakes_the_renewals_that_wait() {
+    let host = Host::start().await;
+    host.register(vec![mine("mailer")]);
+    let (_, mut stream) = host.watch("").await.unwrap();
+    host.issuer.book().fail = Some(tonic::Code::Unavailable);
+    let asked = host.issuer.book().calls.iter().sum::<usize>();
+    host.register(vec![wire::Registration { revision: 2, ..mine("mailer") }]);
+    let failed = || host.issuer.book().calls.iter().sum::<usize>() - asked;
+    until(|| failed() == 1).await;
+    for _ in 0..14 {
+        let before = failed();
+        host.state.news.send_replace(());
+        until(|| failed() > before).await;
+    }
+    host.issuer.book().fail = None;
+    host.state.news.send_replace(());
+    stream.message().await.unwrap().unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn draining_ends_all_and_tells_the_issuer() {
     let host = Host::start().await;

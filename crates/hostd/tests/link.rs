@@ -141,8 +141,10 @@ async fn an_issuer_that_goes_and_comes_back_is_found_again() {
     host.issuer.issue(item(None).await).await.unwrap_err();
     let id = hallmark_core::id::InstanceId::from_bytes([7; 16]);
     host.issuer.retire(id, EndReason::AgentClosed);
+    let mut news = host.state.news.subscribe();
     issuer.listen().await;
     host.connected().await;
+    news.changed().await.unwrap();
     assert_eq!(issuer.conduct().attested, 1, "the credential is good yet");
     until(|| issuer.book().retired.len() == 1).await;
 }

@@ -14,6 +14,7 @@ use tonic::codegen::Bytes;
 
 use super::caller::Caller;
 use super::registry::{KeyHandle, Live, Signer, reason_of};
+use super::retry::{Retry, renewal};
 use super::select::{SelectError, choose};
 use super::{Agents, CallerError};
 use crate::clock;
@@ -25,8 +26,6 @@ use crate::state::Registration;
 const FIRST_WORD: Duration = Duration::from_secs(5);
 /// CA certificates that instances share: those of three tiers, twice while they are being rotated.
 const MAX_AUTHORITIES: usize = 8;
-/// Shortest and longest wait before a failed renewal is tried again.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// Why an agent has no identity.
 #[derive(Debug, thiserror::Error)]
@@ -132,8 +131,8 @@ impl Instance {
         // What has changed between the first credential and now is looked at once.
         registrations.mark_changed();
         bundle.mark_changed();
-        let mut retry = RETRY.0;
-        let mut next = self.renew_at();
+        let mut news = self.agents.state.news.subscribe();
+        let mut retry = Retry::new();
         loop {
             let why = tokio::select! {
                 () = stream.closed() => return self.end(EndReason::AgentClosed),
@@ -147,7 +146,11 @@ impl Instance {
                     self.on_bundle(&stream);
                     continue;
                 }
-                () = clock::until(next) => Wanted::Renewal("renewal"),
+                Ok(()) = news.changed(), if retry.at().is_some() => {
+                    retry.wake(self.agents.live(), rand::rng().random());
+                    continue;
+                }
+                () = self.due(&retry) => Wanted::Renewal("renewal"),
             };
             let why = match why {
                 Wanted::Nothing => continue,
@@ -157,14 +160,15 @@ impl Instance {
                 }
                 Wanted::Renewal(why) => why,
             };
+            // News of while this is asked counts, and older news does not.
+            news.mark_unchanged();
             match self.renew(why).await {
                 Ok(()) => {
-                    retry = RETRY.0;
-                    next = self.renew_at();
+                    retry = Retry::new();
                     self.shown().into_iter().for_each(|shown| drop(stream.send_replace(shown)));
                 }
-                Err(error) => match self.after_failure(&error, &mut retry) {
-                    Some(again) => next = again,
+                Err(error) => match self.after_failure(&error) {
+                    Some(left) => retry.failed(left, rand::rng().random()),
                     None => {
                         stream.send_replace(Shown::End((&error).into()));
                         return self.end(end_of(&error));
@@ -207,12 +211,16 @@ impl Instance {
         }
     }
 
-    fn renew_at(&self) -> i64 {
-        self.current.as_ref().map_or(0, |c| c.renew_at)
+    /// Returns when it is time for a renewal, or for another try at one.
+    async fn due(&self, retry: &Retry) {
+        match retry.at() {
+            Some(at) => tokio::time::sleep_until(at).await,
+            None => clock::until(self.current.as_ref().map_or(0, |c| c.renew_at)).await,
+        }
     }
 
-    /// When to try again; none when there is no point in it.
-    fn after_failure(&self, error: &InstanceError, retry: &mut Duration) -> Option<i64> {
+    /// For how long yet to try again; none when there is no point in it.
+    fn after_failure(&self, error: &InstanceError) -> Option<Duration> {
         self.log_refusal(error);
         let lasting = match error {
             InstanceError::Refused { retryable, .. } => !retryable,
@@ -221,12 +229,8 @@ impl Instance {
             _ => false,
         };
         let not_after = self.current.as_ref().map_or(0, |c| c.identity.not_after);
-        if lasting || clock::now() >= not_after {
-            return None;
-        }
-        let wait = retry.mul_f64(rand::rng().random_range(0.5..1.0));
-        *retry = (*retry * 2).min(RETRY.1);
-        Some((clock::now() + wait.as_secs().max(1) as i64).min(not_after))
+        let left = not_after.saturating_sub(clock::now());
+        (!lasting && left > 0).then(|| Duration::from_secs(left.unsigned_abs()))
     }
 
     /// One issuance, and what follows from it.
@@ -479,24 +483,7 @@ fn end_of(error: &InstanceError) -> EndReason {
     }
 }
 
-/// When a credential that is fresh now and ends at `not_after` is renewed: after this part of its life.
-fn renewal(now: i64, not_after: i64, part: f64) -> i64 {
-    now + ((not_after - now).max(0) as f64 * part) as i64
-}
-
 fn new_id() -> InstanceId {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     InstanceId::drawn_at(u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX), rand::rng().random())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn renewal_falls_between_half_and_seven_tenths() {
-        assert_eq!(renewal(1000, 1900, 0.5), 1450);
-        assert_eq!(renewal(1000, 1900, 0.7), 1630);
-        assert_eq!(renewal(1000, 900, 0.7), 1000);
-    }
 }

@@ -7,6 +7,7 @@
 mod caller;
 mod instance;
 mod registry;
+mod retry;
 mod select;
 mod server;
 mod socket;

@@ -113,6 +113,7 @@ impl Link {
             standing.disabled = false;
             standing.last_error.clear();
         });
+        self.state.news.send_replace(());
         tracing::info!(host_id = %self.state.host_id, issuer = endpoint, "issuer connected");
     }
 
@@ -125,6 +126,7 @@ impl Link {
                 tracing::info!(host_id = %self.state.host_id, count = revoked.serials.len(), "revocations received");
                 // Fails only when nobody holds instances any more.
                 let _ = self.state.revoked.send(revoked.serials).await;
+                self.state.news.send_replace(());
             }
             Some(Update::AttestNow(order)) => {
                 tracing::info!(host_id = %self.state.host_id, reason = order.reason, "ordered to attest again");
@@ -179,6 +181,7 @@ impl Link {
                     standing.highest_tier = accepted.highest_tier;
                     standing.unmet = accepted.unmet.iter().map(unmet).collect();
                 });
+                self.state.news.send_replace(());
                 tracing::info!(host_id = %self.state.host_id, valid_until = accepted.quote_valid_until, "quote accepted");
                 Ok(())
             }
