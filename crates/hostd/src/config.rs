@@ -252,10 +252,15 @@ struct RawSocket {
 #[serde(deny_unknown_fields)]
 struct RawLimits {
     max_agents: Option<usize>,
+    max_agents_per_user: Option<usize>,
+    begin_per_second_per_user: Option<u32>,
+    begin_burst_per_user: Option<u32>,
     max_connections: Option<usize>,
     max_connections_per_user: Option<usize>,
     sign_per_second: Option<u32>,
     sign_burst: Option<u32>,
+    sign_per_second_per_user: Option<u32>,
+    sign_burst_per_user: Option<u32>,
     sign_concurrency: Option<usize>,
     max_image_mib: Option<u64>,
 }
@@ -420,12 +425,28 @@ impl Faults {
 
     fn limits(&mut self, raw: &RawLimits) -> Limits {
         let usual = Limits::default();
+        let max_agents = raw.max_agents.unwrap_or(usual.max_agents);
+        let max_agents_per_user = raw.max_agents_per_user.unwrap_or(max_agents.div_ceil(4));
+        let sign_per_second = raw.sign_per_second.unwrap_or(usual.sign_per_second);
+        let sign_burst = raw.sign_burst.unwrap_or(usual.sign_burst);
         let limits = Limits {
-            max_agents: raw.max_agents.unwrap_or(usual.max_agents),
+            max_agents,
+            max_agents_per_user,
+            begin_per_second_per_user: raw
+                .begin_per_second_per_user
+                .unwrap_or(usual.begin_per_second_per_user),
+            // All that he may have, at a stroke: as when his service starts.
+            begin_burst_per_user: raw
+                .begin_burst_per_user
+                .unwrap_or(u32::try_from(max_agents_per_user).unwrap_or(u32::MAX)),
             max_connections: raw.max_connections.unwrap_or(usual.max_connections),
             max_connections_per_user: raw.max_connections_per_user.unwrap_or(usual.max_connections_per_user),
-            sign_per_second: raw.sign_per_second.unwrap_or(usual.sign_per_second),
-            sign_burst: raw.sign_burst.unwrap_or(usual.sign_burst),
+            sign_per_second,
+            sign_burst,
+            sign_per_second_per_user: raw
+                .sign_per_second_per_user
+                .unwrap_or(sign_per_second.saturating_mul(4)),
+            sign_burst_per_user: raw.sign_burst_per_user.unwrap_or(sign_burst.saturating_mul(4)),
             sign_concurrency: raw.sign_concurrency.unwrap_or(usual.sign_concurrency),
             max_image_bytes: raw
                 .max_image_mib
@@ -433,6 +454,11 @@ impl Faults {
         };
         let zero = [
             ("limits.max_agents", limits.max_agents == 0),
+            ("limits.max_agents_per_user", limits.max_agents_per_user == 0 && limits.max_agents != 0),
+            ("limits.begin_per_second_per_user", limits.begin_per_second_per_user == 0),
+            ("limits.begin_burst_per_user", limits.begin_burst_per_user == 0 && max_agents_per_user != 0),
+            ("limits.sign_per_second_per_user", limits.sign_per_second_per_user == 0 && sign_per_second != 0),
+            ("limits.sign_burst_per_user", limits.sign_burst_per_user == 0 && sign_burst != 0),
             ("limits.max_connections", limits.max_connections == 0),
             ("limits.max_connections_per_user", limits.max_connections_per_user == 0),
             ("limits.sign_per_second", limits.sign_per_second == 0),
@@ -526,6 +552,18 @@ level = "=="
         let config = parse(&token).unwrap();
         assert_eq!(config.proof, Proof::JoinToken(SecretSource::Credential("join".into())));
         assert_eq!(keys(&format!("join_token_file = \"/t\"\n{token}")), ["join_token_file", "tpm"]);
+    }
+
+    #[test]
+    fn a_users_share_follows_from_the_whole() {
+        let limits =
+            parse(&format!("{GOOD}\n[limits]\nmax_agents = 2000\nsign_per_second = 50")).unwrap().limits;
+        assert_eq!((limits.max_agents_per_user, limits.begin_burst_per_user), (500, 500));
+        assert_eq!(limits.sign_per_second_per_user, 200);
+        assert_eq!(
+            keys(&format!("{GOOD}\n[limits]\nmax_agents_per_user = 0")),
+            ["limits.max_agents_per_user"]
+        );
     }
 
     #[test]

@@ -24,6 +24,9 @@ use crate::state::State;
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long connections may take to end after that.
 const CLOSE: Duration = Duration::from_secs(3);
+/// Requests that may wait for the TPM, in all and of one user.
+const TPM_QUEUE: usize = 8192;
+const TPM_LANE: usize = 1024;
 /// PKCS#11 sessions that work at the same time.
 const SESSIONS: usize = 4;
 
@@ -128,7 +131,9 @@ pub async fn run(config: Config, log: LogLevel) -> Result<(), DaemonError> {
 async fn attester(proof: &Proof) -> Result<(Arc<dyn Attester>, Option<Arc<dyn KeyStore>>), DaemonError> {
     match proof {
         Proof::Tpm { tcti, event_log } => {
-            let tpm = Tpm::open(TpmConfig::new(tcti)).await?;
+            // A lane is a user's, and a user's agents may all begin at once.
+            let queue = TpmConfig { queue: TPM_QUEUE, lane: TPM_LANE, ..TpmConfig::new(tcti) };
+            let tpm = Tpm::open(queue).await?;
             let attester = TpmAttester::new(tpm.clone(), event_log.clone()).await?;
             Ok((Arc::new(attester), Some(Arc::new(TpmKeys::new(tpm)))))
         }

@@ -27,7 +27,9 @@ impl From<&InstanceError> for Status {
                 Status::failed_precondition(error.to_string())
             }
             InstanceError::Select(_) => Status::permission_denied(error.to_string()),
-            InstanceError::Full { .. } => Status::resource_exhausted(error.to_string()),
+            InstanceError::Full { .. } | InstanceError::Share(_) => {
+                Status::resource_exhausted(error.to_string())
+            }
             InstanceError::NotReady { .. } => Status::unavailable(error.to_string()),
             InstanceError::Refused { retryable: true, .. } => Status::unavailable(error.to_string()),
             InstanceError::Refused { .. } => Status::permission_denied(error.to_string()),

@@ -165,7 +165,7 @@ async fn it_starts_reloads_and_ends_as_systemd_expects() {
 async fn five_hundred_agents_at_once_are_served_and_leave_nothing() {
     let issuer = TlsIssuer::start().await;
     issuer.conduct().registrations = vec![mine("mailer")];
-    let mut daemon = Daemon::start(&issuer, "");
+    let mut daemon = Daemon::start(&issuer, "[limits]\nmax_agents_per_user = 600\n");
     daemon.says("issuer connected").await;
     // Warm: every kind of thread and buffer has been there once.
     drop(daemon.watch().await);

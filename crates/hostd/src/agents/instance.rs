@@ -1,7 +1,7 @@
 //! One run of an agent: from its first credential, through renewals, to its end.
 
-use std::sync::{Arc, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hallmark_core::id::{InstanceId, SpiffeId, Subject};
 use hallmark_core::tier::{Custody, Tier};
@@ -16,6 +16,7 @@ use super::caller::Caller;
 use super::registry::{KeyHandle, Live, Signer, reason_of};
 use super::retry::{Retry, renewal};
 use super::select::{SelectError, choose};
+use super::share::{Place, ShareError};
 use super::{Agents, CallerError};
 use crate::clock;
 use crate::keys::{AgentKey, KeyError, KeySpec, csr};
@@ -24,8 +25,6 @@ use crate::state::Registration;
 
 /// How long a caller waits for a host daemon that has just begun and has no registrations yet.
 const FIRST_WORD: Duration = Duration::from_secs(5);
-/// CA certificates that instances share: those of three tiers, twice while they are being rotated.
-const MAX_AUTHORITIES: usize = 8;
 
 /// Why an agent has no identity.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +38,9 @@ pub enum InstanceError {
         /// The limit.
         max: usize,
     },
+    /// Too much of one user.
+    #[error(transparent)]
+    Share(#[from] ShareError),
     /// The issuer has not yet said what is registered here.
     #[error("this host has no registrations yet: {why}")]
     NotReady {
@@ -88,6 +90,7 @@ pub(super) struct Instance {
     current: Option<Current>,
     /// A certificate was asked for, and the answer was not a refusal.
     asked: bool,
+    _place: Place,
 }
 
 struct Current {
@@ -108,13 +111,29 @@ impl Instance {
     ) -> Result<Self, InstanceError> {
         let registration = agents.registration_for(&caller, &wanted).await?;
         let id = new_id();
-        let max = agents.limits().max_agents;
+        let limits = agents.limits();
+        let uid = caller.known().map_or(u32::MAX, |(process, _)| process.uid());
+        let place = agents.shares.begin(uid, &limits, Instant::now()).inspect_err(|error| {
+            tracing::warn!(
+                host_id = %agents.state.host_id, agent = %registration.agent, uid, reason = %error,
+                "identity not issued"
+            );
+        })?;
+        let max = limits.max_agents;
         let live = agents
             .registry
             .enter(id, registration.agent.clone(), caller, max)
             .ok_or(InstanceError::Full { max })?;
-        let mut instance =
-            Self { agents, live, wanted, registration, key: None, current: None, asked: false };
+        let mut instance = Self {
+            agents,
+            live,
+            wanted,
+            registration,
+            key: None,
+            current: None,
+            asked: false,
+            _place: place,
+        };
         instance.renew("first").await.inspect_err(|error| instance.log_refusal(error))?;
         Ok(instance)
     }
@@ -291,7 +310,7 @@ impl Instance {
     /// A hardware key stays for the life of the instance; a software key, which was given away, is new
     /// for each certificate.
     async fn key_for_renewal(&self, why: &str) -> Result<(KeyHandle, Arc<dyn AgentKey>), InstanceError> {
-        let wanted = KeySpec { bind_pcrs: self.registration.bind_pcrs.clone() };
+        let wanted = self.key_spec();
         match &self.key {
             Some((handle, key)) if why != "key-lost" && key.fits(self.registration.custody, &wanted) => {
                 Ok((*handle, key.clone()))
@@ -301,9 +320,13 @@ impl Instance {
     }
 
     async fn new_key(&self) -> Result<(KeyHandle, Arc<dyn AgentKey>), InstanceError> {
-        let spec = KeySpec { bind_pcrs: self.registration.bind_pcrs.clone() };
-        let key = self.agents.stores.of(self.registration.custody)?.create(&spec).await?;
+        let key = self.agents.stores.of(self.registration.custody)?.create(&self.key_spec()).await?;
         Ok((rand::rng().random(), key))
+    }
+
+    fn key_spec(&self) -> KeySpec {
+        let user = self.live.caller.known().map_or(u32::MAX, |(process, _)| process.uid());
+        KeySpec { bind_pcrs: self.registration.bind_pcrs.clone(), user }
     }
 
     fn item(&self, csr: Vec<u8>, key: &dyn AgentKey) -> Result<IssueItem, InstanceError> {
@@ -427,23 +450,6 @@ enum Wanted {
 }
 
 impl Agents {
-    /// The leaf by itself, without the message that it came in, and what all agents share once for all.
-    fn interned(&self, chain: &[Bytes]) -> Vec<Bytes> {
-        let mut shared = self.chains.lock().unwrap_or_else(PoisonError::into_inner);
-        let (leaf, authorities) = chain.split_at(chain.len().min(1));
-        let known = authorities.iter().map(|der| match shared.iter().find(|known| *known == der) {
-            Some(known) => known.clone(),
-            None => {
-                let der = Bytes::copy_from_slice(der);
-                shared.push_front(der.clone());
-                shared.truncate(MAX_AUTHORITIES);
-                der
-            }
-        });
-        let authorities: Vec<Bytes> = known.collect();
-        leaf.iter().map(|der| Bytes::copy_from_slice(der)).chain(authorities).collect()
-    }
-
     async fn registration_for(&self, caller: &Caller, wanted: &str) -> Result<Registration, InstanceError> {
         let mut registrations = self.state.registrations.subscribe();
         let known = tokio::time::timeout(FIRST_WORD, registrations.wait_for(Option::is_some)).await;

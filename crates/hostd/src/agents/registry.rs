@@ -11,6 +11,7 @@ use tonic::codegen::Bytes;
 
 use super::Limits;
 use super::caller::Caller;
+use super::share::Bucket;
 use crate::clock;
 use crate::keys::AgentKey;
 use crate::link::issuer::EndReason;
@@ -207,36 +208,23 @@ pub(super) struct Signer {
     pub(super) key: Arc<dyn AgentKey>,
     /// Signatures at once.
     pub(super) concurrency: Semaphore,
+    /// Signatures in a second, and at a stroke.
+    pace: (u32, u32),
     bucket: Mutex<Bucket>,
-}
-
-struct Bucket {
-    tokens: f64,
-    filled: Instant,
-    per_second: f64,
-    burst: f64,
 }
 
 impl Signer {
     /// A key of `live`, within these limits.
     pub(super) fn new(live: Arc<Live>, process: ProcessKey, key: Arc<dyn AgentKey>, limits: &Limits) -> Self {
-        let (per_second, burst) = (f64::from(limits.sign_per_second), f64::from(limits.sign_burst));
-        let bucket = Bucket { tokens: burst, filled: Instant::now(), per_second, burst };
+        let pace = (limits.sign_per_second, limits.sign_burst);
+        let bucket = Mutex::new(Bucket::full(limits.sign_burst, Instant::now()));
         let concurrency = Semaphore::new(limits.sign_concurrency);
-        Self { process, live, key, concurrency, bucket: Mutex::new(bucket) }
+        Self { process, live, key, concurrency, pace, bucket }
     }
 
     /// Takes one signature from the allowance, if there is one left at `now`.
     pub(super) fn allow(&self, now: Instant) -> bool {
-        let mut bucket = lock(&self.bucket);
-        let gained = now.saturating_duration_since(bucket.filled).as_secs_f64() * bucket.per_second;
-        bucket.tokens = (bucket.tokens + gained).min(bucket.burst);
-        bucket.filled = now;
-        let allowed = bucket.tokens >= 1.0;
-        if allowed {
-            bucket.tokens -= 1.0;
-        }
-        allowed
+        lock(&self.bucket).take(self.pace.0, self.pace.1, now)
     }
 }
 
