@@ -11,6 +11,8 @@ use hallmark_proto::{agent, issuer};
 use tokio::sync::{mpsc, watch};
 use tonic::codegen::Bytes;
 
+use crate::pulse::Pulse;
+
 /// What this host needs of one registration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registration {
@@ -72,6 +74,10 @@ pub struct State {
     pub standing: watch::Sender<Standing>,
     /// Changes when the issuer is back, or has said something by which what failed may now succeed.
     pub news: watch::Sender<()>,
+    /// Signs of life of the agents' server.
+    pub server_pulse: Pulse,
+    /// Signs of life of the link to the issuer.
+    pub link_pulse: Pulse,
     /// Serials that were revoked, on their way to whoever holds the instances.
     pub revoked: mpsc::Sender<Vec<Bytes>>,
 }
@@ -87,6 +93,8 @@ impl State {
             bundle: watch::Sender::default(),
             standing: watch::Sender::default(),
             news: watch::Sender::default(),
+            server_pulse: Pulse::default(),
+            link_pulse: Pulse::default(),
             revoked,
         };
         (Arc::new(state), receiver)

@@ -150,7 +150,12 @@ impl Link {
     }
 
     /// Keeps the link up until the task is dropped.
-    pub async fn run(mut self) {
+    pub async fn run(self) {
+        let pulse = self.state.link_pulse.clone();
+        pulse.while_doing(self.keep_up()).await;
+    }
+
+    async fn keep_up(mut self) {
         let mut wait = BACKOFF.0;
         let mut turn = 0;
         loop {
