@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hallmark_core::x509::{InfraRoots, RootsError};
 use hallmark_hsm::{HsmError, Token, TokenConfig};
@@ -18,12 +18,16 @@ use crate::link::attester::{AttestError, Attester};
 use crate::link::issuer::Issuer;
 use crate::link::{JoinToken, Link, TpmAttester, ek_digest};
 use crate::logging::LogLevel;
+use crate::pulse::{Pulse, Watch};
 use crate::state::State;
 
 /// How long the ends of instances may take to reach the issuer when the daemon stops.
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long connections may take to end after that.
 const CLOSE: Duration = Duration::from_secs(3);
+/// Requests that may wait for the TPM, in all and of one user.
+const TPM_QUEUE: usize = 8192;
+const TPM_LANE: usize = 1024;
 /// PKCS#11 sessions that work at the same time.
 const SESSIONS: usize = 4;
 
@@ -94,7 +98,7 @@ pub enum DaemonError {
 pub async fn run(config: Config, log: LogLevel) -> Result<(), DaemonError> {
     let mut signals = Signals::new()?;
     let roots = infrastructure_roots(&config)?;
-    let (attester, tpm_keys) = attester(&config.proof).await?;
+    let (attester, tpm_keys, tpm) = attester(&config.proof).await?;
     let pkcs11_keys = config.pkcs11.as_ref().map(pkcs11).transpose()?;
     let stores = KeyStores::new(pkcs11_keys, tpm_keys);
 
@@ -114,7 +118,9 @@ pub async fn run(config: Config, log: LogLevel) -> Result<(), DaemonError> {
     tracing::info!(host_id = %config.host_id, socket = %path.display(), version = env!("CARGO_PKG_VERSION"), "started");
     notify(&[NotifyState::Ready]);
 
-    let ended = signals.follow(&agents, config, &log, &mut server).await;
+    let watchdog = watchdog();
+    let mut watch = watch(&state, watchdog, tpm);
+    let ended = signals.follow(&agents, config, &log, &mut server, (watchdog, &mut watch)).await;
     notify(&[NotifyState::Stopping]);
     tracing::info!(host_id = %state.host_id, agents = agents.live(), "stopping");
     agents.drain(DRAIN).await;
@@ -125,14 +131,18 @@ pub async fn run(config: Config, log: LogLevel) -> Result<(), DaemonError> {
     ended
 }
 
-async fn attester(proof: &Proof) -> Result<(Arc<dyn Attester>, Option<Arc<dyn KeyStore>>), DaemonError> {
+type Proving = (Arc<dyn Attester>, Option<Arc<dyn KeyStore>>, Option<Tpm>);
+
+async fn attester(proof: &Proof) -> Result<Proving, DaemonError> {
     match proof {
         Proof::Tpm { tcti, event_log } => {
-            let tpm = Tpm::open(TpmConfig::new(tcti)).await?;
+            // A lane is a user's, and a user's agents may all begin at once.
+            let queue = TpmConfig { queue: TPM_QUEUE, lane: TPM_LANE, ..TpmConfig::new(tcti) };
+            let tpm = Tpm::open(queue).await?;
             let attester = TpmAttester::new(tpm.clone(), event_log.clone()).await?;
-            Ok((Arc::new(attester), Some(Arc::new(TpmKeys::new(tpm)))))
+            Ok((Arc::new(attester), Some(Arc::new(TpmKeys::new(tpm.clone()))), Some(tpm)))
         }
-        Proof::JoinToken(source) => Ok((Arc::new(JoinToken::new(source.clone())?), None)),
+        Proof::JoinToken(source) => Ok((Arc::new(JoinToken::new(source.clone())?), None, None)),
     }
 }
 
@@ -189,9 +199,10 @@ impl Signals {
         mut config: Config,
         log: &LogLevel,
         server: &mut tokio::task::JoinHandle<()>,
+        (watchdog, watch): (Option<Duration>, &mut Watch),
     ) -> Result<(), DaemonError> {
         let mut standing = agents.state().standing.subscribe();
-        let mut tick = tokio::time::interval(watchdog().unwrap_or(Duration::from_secs(60)));
+        let mut tick = tokio::time::interval(watchdog.map_or(Duration::from_secs(60), |w| w / 4));
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return Ok(()),
@@ -201,23 +212,67 @@ impl Signals {
                     Ok(()) => Ok(()),
                     Err(error) => Err(DaemonError::System { what: "agent server", error: error.into() }),
                 },
-                _ = tick.tick() => notify(&[NotifyState::Watchdog, NotifyState::Status(&status(agents))]),
+                _ = tick.tick() => say_how_it_is(agents, watch),
                 Ok(()) = standing.changed() => notify(&[NotifyState::Status(&status(agents))]),
             }
         }
     }
 }
 
-/// Half of the interval after which systemd takes the daemon for hung.
+/// The interval after which systemd takes the daemon for hung.
 fn watchdog() -> Option<Duration> {
     let mut microseconds = 0;
-    sd_notify::watchdog_enabled(false, &mut microseconds).then(|| Duration::from_micros(microseconds / 2))
+    sd_notify::watchdog_enabled(false, &mut microseconds).then(|| Duration::from_micros(microseconds))
+}
+
+/// Over the agents' server, the link and the TPM. A part may be silent for half of the watchdog's interval:
+/// that is how long a slow TPM may take over one request, and then as long again until systemd acts.
+fn watch(state: &State, watchdog: Option<Duration>, tpm: Option<Tpm>) -> Watch {
+    let patience = watchdog.unwrap_or(Duration::from_secs(60)) / 2;
+    let (server, link, now) = (state.server_pulse.clone(), state.link_pulse.clone(), Instant::now());
+    let watch = Watch::new(patience).over("the agents' server", move || server.count(), now).over(
+        "the link to the issuer",
+        move || link.count(),
+        now,
+    );
+    let Some(tpm) = tpm else { return watch };
+    let answers = Pulse::default();
+    tokio::spawn(ping(tpm.clone(), answers.clone(), patience / 3));
+    // A busy TPM takes requests one after the other, and may come to the ping late.
+    watch.over("the TPM", move || answers.count().wrapping_add(tpm.served()), now)
+}
+
+/// Whatever the TPM answers, even that something is wrong with it, its thread is not hung.
+async fn ping(tpm: Tpm, answers: Pulse, every: Duration) {
+    loop {
+        match tpm.health().await {
+            Err(TpmError::DeadlinePassed { .. } | TpmError::Busy { .. } | TpmError::Stopped) => {}
+            _ => answers.beat(),
+        }
+        tokio::time::sleep(every).await;
+    }
+}
+
+fn say_how_it_is(agents: &Agents, watch: &mut Watch) {
+    let stalled = watch.stalled(Instant::now()).join(", ");
+    if stalled.is_empty() {
+        notify(&[NotifyState::Watchdog, NotifyState::Status(&status(agents))]);
+    } else {
+        tracing::error!(host_id = %agents.state().host_id, stalled, "no progress: systemd's watchdog is not answered");
+        notify(&[NotifyState::Status(&format!("stalled: {stalled}"))]);
+    }
 }
 
 fn status(agents: &Agents) -> String {
     let standing = agents.state().standing.borrow().clone();
     let issuer = if standing.connected { "issuer connected" } else { "issuer away" };
-    let tier = if standing.attested { standing.highest_tier.as_str() } else { "not attested" };
+    let tier = if standing.disabled {
+        "host disabled"
+    } else if standing.attested {
+        standing.highest_tier.as_str()
+    } else {
+        "not attested"
+    };
     let mut text = format!("{tier}, {issuer}, {} agents", agents.live());
     if !standing.last_error.is_empty() {
         text.push_str(": ");

@@ -14,5 +14,6 @@ pub mod keys;
 pub mod link;
 pub mod logging;
 pub mod observe;
+pub mod pulse;
 pub mod state;
 mod status;

@@ -11,6 +11,8 @@ use hallmark_proto::{agent, issuer};
 use tokio::sync::{mpsc, watch};
 use tonic::codegen::Bytes;
 
+use crate::pulse::Pulse;
+
 /// What this host needs of one registration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registration {
@@ -45,6 +47,8 @@ pub struct Standing {
     pub attested: bool,
     /// The connection to the issuer is up.
     pub connected: bool,
+    /// An operator has disabled this host at the issuer; no agent has an identity here.
+    pub disabled: bool,
     /// The highest tier its evidence supports, as the issuer said.
     pub highest_tier: String,
     /// What keeps it from more.
@@ -68,6 +72,12 @@ pub struct State {
     pub bundle: watch::Sender<Option<Arc<agent::Bundle>>>,
     /// How it stands.
     pub standing: watch::Sender<Standing>,
+    /// Changes when the issuer is back, or has said something by which what failed may now succeed.
+    pub news: watch::Sender<()>,
+    /// Signs of life of the agents' server.
+    pub server_pulse: Pulse,
+    /// Signs of life of the link to the issuer.
+    pub link_pulse: Pulse,
     /// Serials that were revoked, on their way to whoever holds the instances.
     pub revoked: mpsc::Sender<Vec<Bytes>>,
 }
@@ -82,6 +92,9 @@ impl State {
             registrations: watch::Sender::default(),
             bundle: watch::Sender::default(),
             standing: watch::Sender::default(),
+            news: watch::Sender::default(),
+            server_pulse: Pulse::default(),
+            link_pulse: Pulse::default(),
             revoked,
         };
         (Arc::new(state), receiver)
@@ -102,6 +115,7 @@ impl State {
         }
         tracing::info!(revision = set.revision, count = read.len(), "registrations received");
         self.registrations.send_replace(Some(Arc::new(read)));
+        self.news.send_replace(());
     }
 
     /// Takes the bundles from the wire. An unknown tier is left out: nobody here could ask for it.

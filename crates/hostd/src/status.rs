@@ -27,7 +27,9 @@ impl From<&InstanceError> for Status {
                 Status::failed_precondition(error.to_string())
             }
             InstanceError::Select(_) => Status::permission_denied(error.to_string()),
-            InstanceError::Full { .. } => Status::resource_exhausted(error.to_string()),
+            InstanceError::Full { .. } | InstanceError::Share(_) => {
+                Status::resource_exhausted(error.to_string())
+            }
             InstanceError::NotReady { .. } => Status::unavailable(error.to_string()),
             InstanceError::Refused { retryable: true, .. } => Status::unavailable(error.to_string()),
             InstanceError::Refused { .. } => Status::permission_denied(error.to_string()),
@@ -69,6 +71,7 @@ impl From<EndReason> for Status {
             EndReason::AgentClosed => "the stream was closed",
             EndReason::HostShutdown => return Status::unavailable("the host daemon is going down"),
             EndReason::Operator => "the identity was revoked",
+            EndReason::HostDisabled => "this host has been disabled at the issuer",
             EndReason::NotRenewed => "the identity ended and could not be renewed: ask anew",
         };
         Status::permission_denied(text)

@@ -199,6 +199,46 @@ async fn registrations_bundles_and_revocations_reach_the_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_earlier_certificate_that_was_revoked_ends_the_instance_too() {
+    let host = Host::start().await;
+    host.register(vec![hardware("vault")]);
+    let (_, mut stream) = host.watch("vault").await.unwrap();
+    host.register(vec![wire::Registration { revision: 2, ..hardware("vault") }]);
+    stream.message().await.unwrap().unwrap();
+    assert_eq!(host.issuer.book().items.len(), 2, "the first certificate is replaced, and counts yet");
+    // The third is on nobody yet: its revocation overtakes it.
+    let serials = [1u64, 3].map(|n| n.to_be_bytes().to_vec().into());
+    host.state.revoked.send(serials.to_vec()).await.unwrap();
+    let end = stream.message().await.unwrap_err();
+    assert!(end.message().contains("revoked"), "{end}");
+    until(|| host.agents.handles() == 0 && host.hardware.alive() == 0).await;
+
+    let refusal = host.watch("vault").await.unwrap_err();
+    assert!(refusal.message().contains("revoked"), "{refusal}");
+    until(|| host.agents.live() == 0 && host.hardware.alive() == 0).await;
+    host.watch("vault").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disabled_host_has_no_agents() {
+    let host = Host::start().await;
+    host.register(vec![mine("mailer"), hardware("vault")]);
+    let (first, mut stream) = host.watch("vault").await.unwrap();
+    let (_, mut other) = host.watch("mailer").await.unwrap();
+    host.state.standing.send_modify(|standing| standing.disabled = true);
+    for stream in [&mut stream, &mut other] {
+        let end = stream.message().await.unwrap_err();
+        assert!(end.message().contains("disabled"), "{end}");
+    }
+    until(|| host.agents.live() == 0 && host.agents.handles() == 0 && host.hardware.alive() == 0).await;
+    until(|| host.issuer.retired(&first.instance_id).as_deref() == Some("host-disabled")).await;
+    let refusal = host.watch("mailer").await.unwrap_err();
+    assert!(refusal.message().contains("disabled"), "{refusal}");
+    host.state.standing.send_modify(|standing| standing.disabled = false);
+    host.watch("mailer").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn agents_are_served_while_the_issuer_is_away() {
     let host = Host::start().await;
     host.register(vec![mine("mailer")]);
@@ -216,6 +256,28 @@ async fn agents_are_served_while_the_issuer_is_away() {
     let end = stream.message().await.unwrap_err();
     assert_eq!(end.code(), Code::Unavailable);
     until(|| host.agents.live() == 0).await;
+}
+
+/// A renewal that failed while the issuer was away is tried again when it is back, and not after its own
+/// wait, which would soon be half a minute.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn news_wakes_the_renewals_that_wait() {
+    let host = Host::start().await;
+    host.register(vec![mine("mailer")]);
+    let (_, mut stream) = host.watch("").await.unwrap();
+    host.issuer.book().fail = Some(tonic::Code::Unavailable);
+    let asked = host.issuer.book().calls.iter().sum::<usize>();
+    host.register(vec![wire::Registration { revision: 2, ..mine("mailer") }]);
+    let failed = || host.issuer.book().calls.iter().sum::<usize>() - asked;
+    until(|| failed() == 1).await;
+    for _ in 0..14 {
+        let before = failed();
+        host.state.news.send_replace(());
+        until(|| failed() > before).await;
+    }
+    host.issuer.book().fail = None;
+    host.state.news.send_replace(());
+    stream.message().await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -26,11 +26,19 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         drop(self.child.kill());
         drop(self.child.wait());
+        if std::thread::panicking() {
+            eprintln!("the daemon said to systemd:\n{}\nand to its log:\n{}", self.heard, self.log());
+        }
     }
 }
 
 impl Daemon {
     fn start(issuer: &TlsIssuer, more: &str) -> Self {
+        Self::start_by(issuer, None, more)
+    }
+
+    /// By its TPM, if there is one, or by a join token.
+    fn start_by(issuer: &TlsIssuer, tcti: Option<String>, more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let notices = UnixDatagram::bind(dir.path().join("notify")).unwrap();
         notices.set_nonblocking(true).unwrap();
@@ -39,26 +47,33 @@ impl Daemon {
             r#"
 trust_domain = "example.org"
 host_id = "host-1"
-join_token_file = "{dir}/token"
+{join}
 [issuer]
 endpoints = ["{endpoint}"]
 infrastructure_root = "{root}"
 [agent_socket]
 path = "{dir}/agent.sock"
 mode = "0666"
+{tpm}
 {more}
 "#,
+            join = match &tcti {
+                Some(_) => "event_log = \"/nonexistent\"".to_owned(),
+                None => format!("join_token_file = \"{}/token\"", dir.path().display()),
+            },
+            tpm = tcti.map(|tcti| format!("[tpm]\ntcti = \"{tcti}\"")).unwrap_or_default(),
             dir = dir.path().display(),
             endpoint = issuer.endpoint(),
             root = issuer.root_pem.display(),
         );
         std::fs::write(dir.path().join("hostd.toml"), config).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_hallmark-hostd"))
-            .args(["run", "--config"])
+        // systemd names the process that it expects to hear from.
+        let child = Command::new("sh")
+            .args(["-c", "WATCHDOG_PID=$$ exec \"$0\" run --config \"$1\""])
+            .arg(env!("CARGO_BIN_EXE_hallmark-hostd"))
             .arg(dir.path().join("hostd.toml"))
             .env("NOTIFY_SOCKET", dir.path().join("notify"))
-            .env("WATCHDOG_USEC", "1000000")
-            .env_remove("WATCHDOG_PID")
+            .env("WATCHDOG_USEC", "4000000")
             .stderr(Stdio::from(std::fs::File::create(dir.path().join("log")).unwrap()))
             .spawn()
             .unwrap();
@@ -165,7 +180,7 @@ async fn it_starts_reloads_and_ends_as_systemd_expects() {
 async fn five_hundred_agents_at_once_are_served_and_leave_nothing() {
     let issuer = TlsIssuer::start().await;
     issuer.conduct().registrations = vec![mine("mailer")];
-    let mut daemon = Daemon::start(&issuer, "");
+    let mut daemon = Daemon::start(&issuer, "[limits]\nmax_agents_per_user = 600\n");
     daemon.says("issuer connected").await;
     // Warm: every kind of thread and buffer has been there once.
     drop(daemon.watch().await);
@@ -196,6 +211,33 @@ async fn five_hundred_agents_at_once_are_served_and_leave_nothing() {
     // Bounded by what a host daemon may take; the bench holds the release build to its target.
     assert!(anonymous < 64 * 1024, "{anonymous} KiB");
     drop(daemon.client().await.who_am_i(WhoAmIRequest {}).await.unwrap());
+}
+
+/// The TPM's thread hangs in a request: the rest of the daemon gets on, and systemd must not be told that
+/// all is well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tpm_that_hangs_stops_the_watchdogs_pings() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let dir = tempfile::tempdir().unwrap();
+    let ca = hallmark_kit::swtpm::SwtpmCa::new(dir.path().join("ca")).unwrap();
+    let swtpm = hallmark_kit::swtpm::Swtpm::started(&ca, "host-1").unwrap();
+    let issuer = TlsIssuer::start().await;
+    let mut daemon = Daemon::start_by(&issuer, Some(swtpm.tcti()), "");
+    daemon.says("issuer connected").await;
+    daemon.heard.clear();
+    daemon.says("WATCHDOG=1").await;
+
+    let tpm = Pid::from_raw(swtpm.pid().unwrap().try_into().unwrap()).unwrap();
+    kill_process(tpm, Signal::STOP).unwrap();
+    daemon.says("STATUS=stalled: the TPM").await;
+    daemon.heard.clear();
+    for _ in 0..3 {
+        daemon.says("STATUS=stalled: the TPM").await;
+        assert!(!daemon.heard.contains("WATCHDOG=1"), "{}", daemon.heard);
+        daemon.heard.clear();
+    }
+    kill_process(tpm, Signal::CONT).unwrap();
+    daemon.says("WATCHDOG=1").await;
 }
 
 #[test]

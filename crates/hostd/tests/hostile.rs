@@ -162,3 +162,37 @@ async fn a_reader_that_does_not_read_holds_up_nobody() {
     host.agents.drain(Duration::from_secs(10)).await;
     assert_eq!(host.agents.live(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_user_takes_no_more_than_his_share() {
+    let limits = Limits {
+        max_agents_per_user: 2,
+        begin_burst_per_user: 3,
+        begin_per_second_per_user: 1,
+        ..Limits::default()
+    };
+    let host = Host::start_with(limits.clone()).await;
+    host.register(vec![mine("mailer")]);
+    let one = host.watch("").await.unwrap();
+    let _two = host.watch("").await.unwrap();
+    let refusal = host.watch("").await.unwrap_err();
+    assert_eq!(refusal.code(), Code::ResourceExhausted);
+    assert!(refusal.message().contains("limits.max_agents_per_user"), "{refusal}");
+    drop(one);
+    until(|| host.agents.live() == 1).await;
+    host.watch("").await.unwrap();
+
+    // And does not drive the issuer: what he asks for too fast does not reach it.
+    host.agents.limit(Limits { max_agents_per_user: 1000, begin_burst_per_user: 1, ..limits });
+    let before = host.issuer.book().items.len();
+    let mut refused = 0;
+    for _ in 0..50 {
+        if let Err(refusal) = host.watch("").await {
+            assert_eq!(refusal.code(), Code::ResourceExhausted);
+            assert!(refusal.message().contains("limits.begin_per_second_per_user"), "{refusal}");
+            refused += 1;
+        }
+    }
+    assert!(refused > 0);
+    assert_eq!(host.issuer.book().items.len() - before, 50 - refused);
+}

@@ -57,7 +57,8 @@ impl Host {
         let (issuer, quotes) = Issuer::new(connected, state.clone());
         let endpoints = issuers.iter().map(|i| i.endpoint()).collect();
         let roots = issuers.last().unwrap().infra_roots();
-        let link = Link::new(endpoints, roots, attester, state.clone(), connection, quotes);
+        let link = Link::new(endpoints, roots, attester, state.clone(), connection, quotes)
+            .ask_when_disabled_every(std::time::Duration::from_millis(20));
         Self { state, issuer, revoked, link: tokio::spawn(link.run()), token }
     }
 
@@ -140,8 +141,10 @@ async fn an_issuer_that_goes_and_comes_back_is_found_again() {
     host.issuer.issue(item(None).await).await.unwrap_err();
     let id = hallmark_core::id::InstanceId::from_bytes([7; 16]);
     host.issuer.retire(id, EndReason::AgentClosed);
+    let mut news = host.state.news.subscribe();
     issuer.listen().await;
     host.connected().await;
+    news.changed().await.unwrap();
     assert_eq!(issuer.conduct().attested, 1, "the credential is good yet");
     until(|| issuer.book().retired.len() == 1).await;
 }
@@ -220,6 +223,91 @@ async fn a_host_attests_again_before_its_credential_ends_and_survives_a_refusal(
     until(|| !host.state.standing.borrow().connected).await;
     issuer.conduct().refuse = None;
     host.connected().await;
+}
+
+/// The one under way may have read the PCRs before they became what the second caller wants quoted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_quote_asked_for_while_one_is_under_way_is_another_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = SwtpmCa::new(dir.path().join("ca")).unwrap();
+    let swtpm = Swtpm::started(&ca, "host-1").unwrap();
+    let tpm = Tpm::open(TpmConfig::new(swtpm.tcti())).await.unwrap();
+    let issuer = TlsIssuer::start().await;
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    issuer.conduct().gate = Some(gate.clone());
+    let host = Host::by_tpm(&[&issuer], &tpm).await;
+    host.connected().await;
+    let mut first = Box::pin(host.issuer.new_quote());
+    assert!(futures::poll!(&mut first).is_pending());
+    until(|| issuer.conduct().quotes_begun == 1).await;
+    let (mut second, mut third) = (Box::pin(host.issuer.new_quote()), Box::pin(host.issuer.new_quote()));
+    assert!(futures::poll!(&mut second).is_pending() && futures::poll!(&mut third).is_pending());
+    // Served by the same task after what was asked of it before.
+    issuer.tell(Update::Bundles(support::bundle(9)));
+    until(|| host.state.bundle.borrow().as_ref().is_some_and(|b| b.revision == 9)).await;
+    gate.add_permits(1);
+    first.await.unwrap();
+    until(|| issuer.conduct().quotes_begun == 2).await;
+    assert!(futures::poll!(&mut second).is_pending(), "the first quote is not for it");
+    gate.add_permits(1);
+    second.await.unwrap();
+    third.await.unwrap();
+    assert_eq!(issuer.conduct().refreshed, 2, "and one more is enough for all who asked meanwhile");
+}
+
+/// As after a change of the PCR policy: the issuer orders, and what agents are shown follows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_said_of_the_hosts_tier_follows_an_order_to_attest() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = SwtpmCa::new(dir.path().join("ca")).unwrap();
+    let swtpm = Swtpm::started(&ca, "host-1").unwrap();
+    let tpm = Tpm::open(TpmConfig::new(swtpm.tcti())).await.unwrap();
+    let issuer = TlsIssuer::start().await;
+    issuer.conduct().tier = "advanced";
+    let host = Host::by_tpm(&[&issuer], &tpm).await;
+    host.connected().await;
+    assert_eq!(host.state.standing.borrow().highest_tier, "advanced");
+    let order = || Update::AttestNow(wire::AttestNow { reason: "policy".into() });
+
+    issuer.conduct().tier = "foundation";
+    issuer.tell(order());
+    until(|| host.state.standing.borrow().highest_tier == "foundation").await;
+    until(|| issuer.conduct().links == 2).await;
+
+    // Refused, while the credential is good: the link stays, the tier and the quote do not.
+    issuer.conduct().refuse = Some(Status::permission_denied("attestation refused: pcr-policy"));
+    issuer.tell(order());
+    until(|| host.state.standing.borrow().highest_tier.is_empty()).await;
+    host.connected().await;
+    let standing = host.state.standing.borrow().clone();
+    assert!(standing.unmet.iter().any(|u| u.contains("pcr-policy")), "{standing:?}");
+    assert_eq!(standing.quote_valid_until, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disabled_host_says_so_and_asks_until_it_is_enabled() {
+    let issuer = TlsIssuer::start().await;
+    let host = Host::by_token(&[&issuer], "t");
+    host.connected().await;
+    issuer.conduct().refuse_link = Some(Status::permission_denied("host-disabled"));
+    issuer.hang_up();
+    until(|| host.state.standing.borrow().disabled).await;
+    let standing = host.state.standing.borrow().clone();
+    assert!(!standing.connected && !standing.attested);
+    assert!(standing.last_error.contains("disabled"), "{}", standing.last_error);
+    host.issuer.issue(item(None).await).await.unwrap_err();
+    issuer.conduct().refuse_link = None;
+    host.connected().await;
+    let standing = host.state.standing.borrow().clone();
+    assert!(!standing.disabled && standing.attested && standing.last_error.is_empty());
+    assert_eq!(issuer.conduct().attested, 1, "its credential is good once more: no new token is needed");
+
+    // The same word while it attests.
+    issuer.conduct().refuse = Some(Status::permission_denied("attestation refused: host-disabled"));
+    let other = Host::by_token(&[&issuer], "u");
+    until(|| other.state.standing.borrow().disabled).await;
+    issuer.conduct().refuse = None;
+    other.connected().await;
 }
 
 fn now() -> i64 {

@@ -197,6 +197,9 @@ impl Host {
             writeln!(text, "pin_file = {:?}", token.pin_file())?;
         }
         writeln!(text, "[agent_socket]\npath = \"{dir}/agent.sock\"\nmode = \"0666\"")?;
+        // Every agent of these tests is of one user.
+        writeln!(text, "[limits]\nmax_agents_per_user = 1024\nbegin_burst_per_user = 100000")?;
+        writeln!(text, "sign_per_second_per_user = 10000\nsign_burst_per_user = 100000")?;
         Ok(text)
     }
 }

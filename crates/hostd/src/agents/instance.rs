@@ -1,7 +1,7 @@
 //! One run of an agent: from its first credential, through renewals, to its end.
 
-use std::sync::{Arc, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hallmark_core::id::{InstanceId, SpiffeId, Subject};
 use hallmark_core::tier::{Custody, Tier};
@@ -14,7 +14,9 @@ use tonic::codegen::Bytes;
 
 use super::caller::Caller;
 use super::registry::{KeyHandle, Live, Signer, reason_of};
+use super::retry::{Retry, renewal};
 use super::select::{SelectError, choose};
+use super::share::{Place, ShareError};
 use super::{Agents, CallerError};
 use crate::clock;
 use crate::keys::{AgentKey, KeyError, KeySpec, csr};
@@ -23,10 +25,6 @@ use crate::state::Registration;
 
 /// How long a caller waits for a host daemon that has just begun and has no registrations yet.
 const FIRST_WORD: Duration = Duration::from_secs(5);
-/// CA certificates that instances share: those of three tiers, twice while they are being rotated.
-const MAX_AUTHORITIES: usize = 8;
-/// Shortest and longest wait before a failed renewal is tried again.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// Why an agent has no identity.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +38,9 @@ pub enum InstanceError {
         /// The limit.
         max: usize,
     },
+    /// Too much of one user.
+    #[error(transparent)]
+    Share(#[from] ShareError),
     /// The issuer has not yet said what is registered here.
     #[error("this host has no registrations yet: {why}")]
     NotReady {
@@ -89,6 +90,7 @@ pub(super) struct Instance {
     current: Option<Current>,
     /// A certificate was asked for, and the answer was not a refusal.
     asked: bool,
+    _place: Place,
 }
 
 struct Current {
@@ -109,13 +111,29 @@ impl Instance {
     ) -> Result<Self, InstanceError> {
         let registration = agents.registration_for(&caller, &wanted).await?;
         let id = new_id();
-        let max = agents.limits().max_agents;
+        let limits = agents.limits();
+        let uid = caller.known().map_or(u32::MAX, |(process, _)| process.uid());
+        let place = agents.shares.begin(uid, &limits, Instant::now()).inspect_err(|error| {
+            tracing::warn!(
+                host_id = %agents.state.host_id, agent = %registration.agent, uid, reason = %error,
+                "identity not issued"
+            );
+        })?;
+        let max = limits.max_agents;
         let live = agents
             .registry
             .enter(id, registration.agent.clone(), caller, max)
             .ok_or(InstanceError::Full { max })?;
-        let mut instance =
-            Self { agents, live, wanted, registration, key: None, current: None, asked: false };
+        let mut instance = Self {
+            agents,
+            live,
+            wanted,
+            registration,
+            key: None,
+            current: None,
+            asked: false,
+            _place: place,
+        };
         instance.renew("first").await.inspect_err(|error| instance.log_refusal(error))?;
         Ok(instance)
     }
@@ -132,8 +150,8 @@ impl Instance {
         // What has changed between the first credential and now is looked at once.
         registrations.mark_changed();
         bundle.mark_changed();
-        let mut retry = RETRY.0;
-        let mut next = self.renew_at();
+        let mut news = self.agents.state.news.subscribe();
+        let mut retry = Retry::new();
         loop {
             let why = tokio::select! {
                 () = stream.closed() => return self.end(EndReason::AgentClosed),
@@ -147,7 +165,11 @@ impl Instance {
                     self.on_bundle(&stream);
                     continue;
                 }
-                () = clock::until(next) => Wanted::Renewal("renewal"),
+                Ok(()) = news.changed(), if retry.at().is_some() => {
+                    retry.wake(self.agents.live(), rand::rng().random());
+                    continue;
+                }
+                () = self.due(&retry) => Wanted::Renewal("renewal"),
             };
             let why = match why {
                 Wanted::Nothing => continue,
@@ -157,14 +179,15 @@ impl Instance {
                 }
                 Wanted::Renewal(why) => why,
             };
+            // News of while this is asked counts, and older news does not.
+            news.mark_unchanged();
             match self.renew(why).await {
                 Ok(()) => {
-                    retry = RETRY.0;
-                    next = self.renew_at();
+                    retry = Retry::new();
                     self.shown().into_iter().for_each(|shown| drop(stream.send_replace(shown)));
                 }
-                Err(error) => match self.after_failure(&error, &mut retry) {
-                    Some(again) => next = again,
+                Err(error) => match self.after_failure(&error) {
+                    Some(left) => retry.failed(left, rand::rng().random()),
                     None => {
                         stream.send_replace(Shown::End((&error).into()));
                         return self.end(end_of(&error));
@@ -207,12 +230,16 @@ impl Instance {
         }
     }
 
-    fn renew_at(&self) -> i64 {
-        self.current.as_ref().map_or(0, |c| c.renew_at)
+    /// Returns when it is time for a renewal, or for another try at one.
+    async fn due(&self, retry: &Retry) {
+        match retry.at() {
+            Some(at) => tokio::time::sleep_until(at).await,
+            None => clock::until(self.current.as_ref().map_or(0, |c| c.renew_at)).await,
+        }
     }
 
-    /// When to try again; none when there is no point in it.
-    fn after_failure(&self, error: &InstanceError, retry: &mut Duration) -> Option<i64> {
+    /// For how long yet to try again; none when there is no point in it.
+    fn after_failure(&self, error: &InstanceError) -> Option<Duration> {
         self.log_refusal(error);
         let lasting = match error {
             InstanceError::Refused { retryable, .. } => !retryable,
@@ -221,12 +248,8 @@ impl Instance {
             _ => false,
         };
         let not_after = self.current.as_ref().map_or(0, |c| c.identity.not_after);
-        if lasting || clock::now() >= not_after {
-            return None;
-        }
-        let wait = retry.mul_f64(rand::rng().random_range(0.5..1.0));
-        *retry = (*retry * 2).min(RETRY.1);
-        Some((clock::now() + wait.as_secs().max(1) as i64).min(not_after))
+        let left = not_after.saturating_sub(clock::now());
+        (!lasting && left > 0).then(|| Duration::from_secs(left.unsigned_abs()))
     }
 
     /// One issuance, and what follows from it.
@@ -271,6 +294,9 @@ impl Instance {
     }
 
     fn check(&self) -> Result<(), InstanceError> {
+        if self.agents.state.standing.borrow().disabled {
+            return Err(InstanceError::Ended(EndReason::HostDisabled));
+        }
         if let Some(reason) = self.live.ending() {
             return Err(InstanceError::Ended(reason));
         }
@@ -284,7 +310,7 @@ impl Instance {
     /// A hardware key stays for the life of the instance; a software key, which was given away, is new
     /// for each certificate.
     async fn key_for_renewal(&self, why: &str) -> Result<(KeyHandle, Arc<dyn AgentKey>), InstanceError> {
-        let wanted = KeySpec { bind_pcrs: self.registration.bind_pcrs.clone() };
+        let wanted = self.key_spec();
         match &self.key {
             Some((handle, key)) if why != "key-lost" && key.fits(self.registration.custody, &wanted) => {
                 Ok((*handle, key.clone()))
@@ -294,9 +320,13 @@ impl Instance {
     }
 
     async fn new_key(&self) -> Result<(KeyHandle, Arc<dyn AgentKey>), InstanceError> {
-        let spec = KeySpec { bind_pcrs: self.registration.bind_pcrs.clone() };
-        let key = self.agents.stores.of(self.registration.custody)?.create(&spec).await?;
+        let key = self.agents.stores.of(self.registration.custody)?.create(&self.key_spec()).await?;
         Ok((rand::rng().random(), key))
+    }
+
+    fn key_spec(&self) -> KeySpec {
+        let user = self.live.caller.known().map_or(u32::MAX, |(process, _)| process.uid());
+        KeySpec { bind_pcrs: self.registration.bind_pcrs.clone(), user }
     }
 
     fn item(&self, csr: Vec<u8>, key: &dyn AgentKey) -> Result<IssueItem, InstanceError> {
@@ -347,9 +377,12 @@ impl Instance {
             not_after: issued.not_after,
             renew_at,
         };
-        self.hold_key(handle, key);
         let serial = Bytes::copy_from_slice(&issued.serial);
-        self.live.holds(serial.clone());
+        self.live.holds(serial.clone(), issued.not_after);
+        if self.agents.registry.was_revoked(&serial) {
+            return Err(InstanceError::Ended(EndReason::Operator));
+        }
+        self.hold_key(handle, key);
         self.log_issued(&serial, tier, custody, issued.not_after, why);
         self.current = Some(Current { identity: Arc::new(identity), serial, renew_at });
         Ok(())
@@ -417,23 +450,6 @@ enum Wanted {
 }
 
 impl Agents {
-    /// The leaf by itself, without the message that it came in, and what all agents share once for all.
-    fn interned(&self, chain: &[Bytes]) -> Vec<Bytes> {
-        let mut shared = self.chains.lock().unwrap_or_else(PoisonError::into_inner);
-        let (leaf, authorities) = chain.split_at(chain.len().min(1));
-        let known = authorities.iter().map(|der| match shared.iter().find(|known| *known == der) {
-            Some(known) => known.clone(),
-            None => {
-                let der = Bytes::copy_from_slice(der);
-                shared.push_front(der.clone());
-                shared.truncate(MAX_AUTHORITIES);
-                der
-            }
-        });
-        let authorities: Vec<Bytes> = known.collect();
-        leaf.iter().map(|der| Bytes::copy_from_slice(der)).chain(authorities).collect()
-    }
-
     async fn registration_for(&self, caller: &Caller, wanted: &str) -> Result<Registration, InstanceError> {
         let mut registrations = self.state.registrations.subscribe();
         let known = tokio::time::timeout(FIRST_WORD, registrations.wait_for(Option::is_some)).await;
@@ -473,24 +489,7 @@ fn end_of(error: &InstanceError) -> EndReason {
     }
 }
 
-/// When a credential that is fresh now and ends at `not_after` is renewed: after this part of its life.
-fn renewal(now: i64, not_after: i64, part: f64) -> i64 {
-    now + ((not_after - now).max(0) as f64 * part) as i64
-}
-
 fn new_id() -> InstanceId {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     InstanceId::drawn_at(u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX), rand::rng().random())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn renewal_falls_between_half_and_seven_tenths() {
-        assert_eq!(renewal(1000, 1900, 0.5), 1450);
-        assert_eq!(renewal(1000, 1900, 0.7), 1630);
-        assert_eq!(renewal(1000, 900, 0.7), 1000);
-    }
 }

@@ -7,8 +7,10 @@
 mod caller;
 mod instance;
 mod registry;
+mod retry;
 mod select;
 mod server;
+mod share;
 mod socket;
 
 use std::collections::VecDeque;
@@ -31,11 +33,13 @@ use crate::link::issuer::{EndReason, Issuer};
 use crate::state::State;
 use instance::{Instance, Shown};
 use registry::Registry;
+use share::Shares;
 
 pub use caller::CallerError;
 pub use instance::InstanceError;
 pub use select::SelectError;
 pub use server::serve;
+pub use share::ShareError;
 pub use socket::{Socket, SocketError};
 
 /// What agents may ask for, at most.
@@ -43,6 +47,12 @@ pub use socket::{Socket, SocketError};
 pub struct Limits {
     /// Instances at once.
     pub max_agents: usize,
+    /// Instances of one user at once.
+    pub max_agents_per_user: usize,
+    /// Instances that one user may begin in a second, in the long run.
+    pub begin_per_second_per_user: u32,
+    /// Instances that one user may begin at a stroke.
+    pub begin_burst_per_user: u32,
     /// Connections at once.
     pub max_connections: usize,
     /// Connections of one user at once.
@@ -51,6 +61,10 @@ pub struct Limits {
     pub sign_per_second: u32,
     /// Signatures of one instance at a stroke.
     pub sign_burst: u32,
+    /// Signatures of all instances of one user in a second, in the long run.
+    pub sign_per_second_per_user: u32,
+    /// Signatures of all instances of one user at a stroke.
+    pub sign_burst_per_user: u32,
     /// Signatures of one instance at once.
     pub sign_concurrency: usize,
     /// Largest image that is hashed, in bytes.
@@ -61,10 +75,15 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_agents: 1024,
+            max_agents_per_user: 256,
+            begin_per_second_per_user: 20,
+            begin_burst_per_user: 256,
             max_connections: 2048,
             max_connections_per_user: 1024,
             sign_per_second: 20,
             sign_burst: 40,
+            sign_per_second_per_user: 80,
+            sign_burst_per_user: 160,
             sign_concurrency: 4,
             max_image_bytes: 1 << 30,
         }
@@ -78,8 +97,12 @@ pub struct Agents {
     stores: KeyStores,
     limits: RwLock<Arc<Limits>>,
     registry: Registry,
+    shares: Arc<Shares>,
     chains: Mutex<VecDeque<Bytes>>,
 }
+
+/// CA certificates that instances share: those of three tiers, twice while they are being rotated.
+const MAX_AUTHORITIES: usize = 8;
 
 /// How often every process is looked at, besides at each request.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -99,9 +122,11 @@ impl Agents {
             stores,
             limits: RwLock::new(Arc::new(limits)),
             registry: Registry::default(),
+            shares: Arc::default(),
             chains: Mutex::default(),
         });
         let weak = Arc::downgrade(&agents);
+        let mut standing = agents.state.standing.subscribe();
         tokio::spawn(async move {
             let mut sweep = tokio::time::interval(SWEEP);
             sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -109,8 +134,12 @@ impl Agents {
                 let serials = tokio::select! {
                     _ = sweep.tick() => None,
                     Some(serials) = revoked.recv() => Some(serials),
+                    Ok(()) = standing.changed() => None,
                 };
                 let Some(agents) = weak.upgrade() else { return };
+                if standing.borrow_and_update().disabled {
+                    agents.registry.end_all(EndReason::HostDisabled);
+                }
                 match serials {
                     Some(serials) => agents.registry.revoke(&serials),
                     None => agents.registry.sweep(),
@@ -143,6 +172,23 @@ impl Agents {
     /// How many hardware keys may be signed with.
     pub fn handles(&self) -> usize {
         self.registry.handles()
+    }
+
+    /// The leaf by itself, without the message that it came in, and what all agents share once for all.
+    fn interned(&self, chain: &[Bytes]) -> Vec<Bytes> {
+        let mut shared = self.chains.lock().unwrap_or_else(PoisonError::into_inner);
+        let (leaf, authorities) = chain.split_at(chain.len().min(1));
+        let known = authorities.iter().map(|der| match shared.iter().find(|known| *known == der) {
+            Some(known) => known.clone(),
+            None => {
+                let der = Bytes::copy_from_slice(der);
+                shared.push_front(der.clone());
+                shared.truncate(MAX_AUTHORITIES);
+                der
+            }
+        });
+        let authorities: Vec<Bytes> = known.collect();
+        leaf.iter().map(|der| Bytes::copy_from_slice(der)).chain(authorities).collect()
     }
 
     /// Ends every instance and tells the issuer; returns when it knows, or after `deadline`.
@@ -201,10 +247,18 @@ impl AgentIdentity for Service {
             .signer(&key_handle, process.key())
             .filter(|signer| signer.live.caller.present().is_ok())
             .ok_or_else(no_key)?;
-        let busy = || Status::resource_exhausted("too many signatures asked for: wait");
-        let _permit = signer.concurrency.try_acquire().map_err(|_| busy())?;
-        if !signer.allow(Instant::now()) {
-            return Err(busy());
+        let busy = |what: &str| Status::resource_exhausted(format!("{what}: wait, and ask again"));
+        let _permit = signer.concurrency.try_acquire().map_err(|_| {
+            busy("this instance has as many signatures under way as limits.sign_concurrency lets it")
+        })?;
+        let now = Instant::now();
+        if !signer.allow(now) {
+            return Err(busy("this instance asks for signatures faster than limits.sign_per_second"));
+        }
+        if !self.0.shares.sign(process.uid(), &self.0.limits(), now) {
+            return Err(busy(
+                "this user's agents ask for signatures faster than limits.sign_per_second_per_user",
+            ));
         }
         let signed = signer.key.sign(digest).await;
         // Whoever asked must still be there, as he was, when he is answered; and so must the key's owner.

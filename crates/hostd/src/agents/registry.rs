@@ -1,6 +1,6 @@
 //! The instances alive now, and the hardware keys they may sign with.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
@@ -11,6 +11,8 @@ use tonic::codegen::Bytes;
 
 use super::Limits;
 use super::caller::Caller;
+use super::share::Bucket;
+use crate::clock;
 use crate::keys::AgentKey;
 use crate::link::issuer::EndReason;
 use crate::observe::{ObserveError, ProcessKey};
@@ -23,7 +25,12 @@ pub(super) type KeyHandle = [u8; 16];
 pub(super) struct Registry {
     live: Mutex<HashMap<InstanceId, Arc<Live>>>,
     keys: Mutex<HashMap<KeyHandle, Arc<Signer>>>,
+    /// Serials revoked of late: a certificate may be on its way here when its revocation arrives.
+    revoked: Mutex<VecDeque<Bytes>>,
 }
+
+/// Revoked serials remembered; one is needed for as long as an answer of the issuer is under way.
+const MAX_REVOKED: usize = 4096;
 
 /// One instance, as others may reach it.
 pub(super) struct Live {
@@ -33,7 +40,8 @@ pub(super) struct Live {
     pub(super) agent: AgentName,
     /// Its process.
     pub(super) caller: Caller,
-    serial: Mutex<Bytes>,
+    /// Serials of its certificates that have not expired, and when they do.
+    serials: Mutex<Vec<(Bytes, i64)>>,
     end: OnceLock<EndReason>,
     key_lost: AtomicBool,
     told: Notify,
@@ -69,9 +77,12 @@ impl Live {
         self.told.notified().await;
     }
 
-    /// Notes the serial of its present certificate.
-    pub(super) fn holds(&self, serial: Bytes) {
-        *lock(&self.serial) = serial;
+    /// Notes the serial of its present certificate, besides those of earlier ones that still count.
+    pub(super) fn holds(&self, serial: Bytes, not_after: i64) {
+        let mut serials = lock(&self.serials);
+        let now = clock::now();
+        serials.retain(|(_, end)| *end > now);
+        serials.push((serial, not_after));
     }
 }
 
@@ -92,7 +103,7 @@ impl Registry {
             id,
             agent,
             caller,
-            serial: Mutex::default(),
+            serials: Mutex::default(),
             end: OnceLock::new(),
             key_lost: AtomicBool::new(false),
             told: Notify::new(),
@@ -116,14 +127,25 @@ impl Registry {
         self.len() == 0
     }
 
-    /// Ends those whose present certificate was revoked.
+    /// Ends those of which a certificate was revoked, the present or an earlier one: each of them speaks
+    /// for the whole instance.
     pub(super) fn revoke(&self, serials: &[Bytes]) {
+        // First remembered, then looked for: an instance notes its serial before it asks here.
+        let mut revoked = lock(&self.revoked);
+        revoked.extend(serials.iter().cloned());
+        let surplus = revoked.len().saturating_sub(MAX_REVOKED);
+        revoked.drain(..surplus);
+        drop(revoked);
         for live in self.all() {
-            let serial = lock(&live.serial).clone();
-            if !serial.is_empty() && serials.contains(&serial) {
+            if lock(&live.serials).iter().any(|(serial, _)| serials.contains(serial)) {
                 live.end(EndReason::Operator);
             }
         }
+    }
+
+    /// Whether this serial was revoked before its certificate arrived.
+    pub(super) fn was_revoked(&self, serial: &Bytes) -> bool {
+        lock(&self.revoked).contains(serial)
     }
 
     /// Ends those whose process has ended or replaced its image.
@@ -186,36 +208,23 @@ pub(super) struct Signer {
     pub(super) key: Arc<dyn AgentKey>,
     /// Signatures at once.
     pub(super) concurrency: Semaphore,
+    /// Signatures in a second, and at a stroke.
+    pace: (u32, u32),
     bucket: Mutex<Bucket>,
-}
-
-struct Bucket {
-    tokens: f64,
-    filled: Instant,
-    per_second: f64,
-    burst: f64,
 }
 
 impl Signer {
     /// A key of `live`, within these limits.
     pub(super) fn new(live: Arc<Live>, process: ProcessKey, key: Arc<dyn AgentKey>, limits: &Limits) -> Self {
-        let (per_second, burst) = (f64::from(limits.sign_per_second), f64::from(limits.sign_burst));
-        let bucket = Bucket { tokens: burst, filled: Instant::now(), per_second, burst };
+        let pace = (limits.sign_per_second, limits.sign_burst);
+        let bucket = Mutex::new(Bucket::full(limits.sign_burst, Instant::now()));
         let concurrency = Semaphore::new(limits.sign_concurrency);
-        Self { process, live, key, concurrency, bucket: Mutex::new(bucket) }
+        Self { process, live, key, concurrency, pace, bucket }
     }
 
     /// Takes one signature from the allowance, if there is one left at `now`.
     pub(super) fn allow(&self, now: Instant) -> bool {
-        let mut bucket = lock(&self.bucket);
-        let gained = now.saturating_duration_since(bucket.filled).as_secs_f64() * bucket.per_second;
-        bucket.tokens = (bucket.tokens + gained).min(bucket.burst);
-        bucket.filled = now;
-        let allowed = bucket.tokens >= 1.0;
-        if allowed {
-            bucket.tokens -= 1.0;
-        }
-        allowed
+        lock(&self.bucket).take(self.pace.0, self.pace.1, now)
     }
 }
 

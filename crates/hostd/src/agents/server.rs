@@ -47,8 +47,9 @@ pub async fn serve(agents: Arc<Agents>, socket: Socket, stop: impl Future<Output
     };
     let stopping = CancellationToken::new();
     let connections = TaskTracker::new();
+    let pulse = agents.state.server_pulse.clone();
     tokio::select! {
-        () = accept(socket, agents, services, &connections, stopping.clone()) => {}
+        () = pulse.while_doing(accept(socket, agents, services, &connections, stopping.clone())) => {}
         () = stop => {}
     }
     stopping.cancel();

@@ -61,6 +61,8 @@ pub enum KeyError {
 pub struct KeySpec {
     /// PCRs (bank sha256) to which the TPM shall bind the key's use; empty for none.
     pub bind_pcrs: BTreeSet<u8>,
+    /// Whose agent it is for: users take turns at the hardware.
+    pub user: u32,
 }
 
 /// The result of asking a key or a store.

@@ -1,7 +1,6 @@
 //! Keys in the host's TPM, certified by its AK, and if wanted bound to PCRs.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use hallmark_core::tier::Custody;
 use hallmark_proto::issuer as wire;
@@ -11,24 +10,28 @@ use tonic::codegen::Bytes;
 
 use super::{AgentKey, KeyError, KeyFuture, KeySpec, KeyStore, public_point};
 
-/// Makes keys in the TPM. Each key has a lane of its own there: an agent that asks for many signatures
-/// delays another by one of them.
+/// Makes keys in the TPM. Each user has a lane of his own there: one whose agents ask for many signatures
+/// delays another user's by one of them. Within a user, an instance has no more than
+/// `limits.sign_concurrency` in the lane.
 pub struct TpmKeys {
     tpm: Tpm,
-    next_lane: AtomicU64,
+}
+
+fn lane(user: u32) -> u64 {
+    HOST + 1 + u64::from(user)
 }
 
 impl TpmKeys {
     /// In this TPM.
     pub fn new(tpm: Tpm) -> Self {
-        Self { tpm, next_lane: AtomicU64::new(HOST + 1) }
+        Self { tpm }
     }
 }
 
 impl KeyStore for TpmKeys {
     fn create<'a>(&'a self, spec: &'a KeySpec) -> KeyFuture<'a, Arc<dyn AgentKey>> {
         Box::pin(async move {
-            let lane = self.next_lane.fetch_add(1, Ordering::Relaxed);
+            let lane = lane(spec.user);
             let policy_pcrs = spec.bind_pcrs.iter().copied().collect();
             let wanted = hallmark_tpm::KeySpec { policy_pcrs };
             // Freshness of the certification is the quote's matter: the key is in the CSR, which it signs.
@@ -98,5 +101,16 @@ pub(crate) fn refused(error: TpmError) -> KeyError {
             KeyError::Hardware { custody, reason: error.to_string(), lost: true }
         }
         _ => KeyError::Hardware { custody, reason: error.to_string(), lost: false },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_and_the_host_have_lanes_of_their_own() {
+        let lanes = [HOST, lane(0), lane(1), lane(u32::MAX)];
+        assert!(lanes.windows(2).all(|pair| pair[0] < pair[1]), "{lanes:?}");
     }
 }

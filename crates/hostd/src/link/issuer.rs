@@ -62,6 +62,8 @@ pub enum EndReason {
     Operator,
     /// The credential ended and could not be renewed.
     NotRenewed,
+    /// An operator has disabled this host.
+    HostDisabled,
 }
 
 impl EndReason {
@@ -75,6 +77,7 @@ impl EndReason {
             EndReason::HostShutdown => "host-shutdown",
             EndReason::Operator => "operator",
             EndReason::NotRenewed => "not-renewed",
+            EndReason::HostDisabled => "host-disabled",
         }
     }
 }

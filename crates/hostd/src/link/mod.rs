@@ -30,6 +30,10 @@ pub use tpm::{TpmAttester, ek_digest};
 
 /// Shortest and longest wait after all issuers have failed.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+/// Between two questions whether a host that was disabled is enabled again.
+const DISABLED: Duration = Duration::from_secs(60);
+/// The issuer's word for a host that an operator has disabled, in the message of its refusal.
+const HOST_DISABLED: &str = "host-disabled";
 /// The part of a host SVID's life after which the host attests again, at the latest.
 const ATTEST_AGAIN: f64 = 0.6;
 
@@ -84,6 +88,19 @@ fn words(status: &Status) -> String {
     text
 }
 
+impl LinkError {
+    /// Whether the issuer says that an operator has disabled this host.
+    fn is_host_disabled(&self) -> bool {
+        matches!(self, LinkError::Refused(status) if is_host_disabled(status))
+    }
+}
+
+/// The issuer's coarse refusals name the reason in one word, as in `attestation refused: pcr-policy`.
+fn is_host_disabled(status: &Status) -> bool {
+    let mut words = status.message().split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+    status.code() == tonic::Code::PermissionDenied && words.any(|word| word == HOST_DISABLED)
+}
+
 /// See the module.
 pub struct Link {
     endpoints: Vec<String>,
@@ -97,6 +114,7 @@ pub struct Link {
     attest_at: i64,
     /// When the last quote was accepted.
     quoted_at: i64,
+    disabled_retry: Duration,
 }
 
 impl Link {
@@ -112,11 +130,32 @@ impl Link {
     ) -> Self {
         let roots = Shared::new(roots);
         let svid = SwappableCert::new();
-        Self { endpoints, roots, attester, state, connection, quotes, svid, attest_at: 0, quoted_at: 0 }
+        Self {
+            endpoints,
+            roots,
+            attester,
+            state,
+            connection,
+            quotes,
+            svid,
+            attest_at: 0,
+            quoted_at: 0,
+            disabled_retry: DISABLED,
+        }
+    }
+
+    /// Asks this often, more or less, whether a host that was disabled is enabled again.
+    pub fn ask_when_disabled_every(self, pause: Duration) -> Self {
+        Self { disabled_retry: pause, ..self }
     }
 
     /// Keeps the link up until the task is dropped.
-    pub async fn run(mut self) {
+    pub async fn run(self) {
+        let pulse = self.state.link_pulse.clone();
+        pulse.while_doing(self.keep_up()).await;
+    }
+
+    async fn keep_up(mut self) {
         let mut wait = BACKOFF.0;
         let mut turn = 0;
         loop {
@@ -131,6 +170,12 @@ impl Link {
             match outcome {
                 // Attest again, and take the connection up with the new credential.
                 Ok(()) => self.attest_at = 0,
+                Err(error) if error.is_host_disabled() => {
+                    self.disabled(&endpoint, &error);
+                    turn += 1;
+                    let pause = self.disabled_retry.mul_f64(rand::rng().random_range(0.75..1.25));
+                    self.pause(pause, &error.to_string()).await;
+                }
                 Err(error) => {
                     self.down(&endpoint, &error, connected);
                     turn += 1;
@@ -152,6 +197,23 @@ impl Link {
         });
         tracing::warn!(
             host_id = %self.state.host_id, issuer = endpoint, was_up, reason = %error, "issuer away"
+        );
+    }
+
+    /// No agent has an identity on a host that was disabled.
+    fn disabled(&self, endpoint: &str, error: &LinkError) {
+        self.connection.send_replace(None);
+        self.state.standing.send_modify(|standing| {
+            standing.attested = false;
+            standing.connected = false;
+            standing.disabled = true;
+            standing.last_error = format!(
+                "this host has been disabled at the issuer: its agents' identities have ended, and it asks again every minute ({error})"
+            );
+        });
+        tracing::error!(
+            host_id = %self.state.host_id, issuer = endpoint, reason = %error,
+            remedy = "an operator enables it again at the issuer", "host disabled: all identities ended"
         );
     }
 
@@ -208,6 +270,7 @@ impl Link {
         let unmet: Vec<String> = attested.unmet.iter().map(unmet).collect();
         self.state.standing.send_modify(|standing| {
             standing.attested = true;
+            standing.disabled = false;
             standing.highest_tier = attested.highest_tier.clone();
             standing.unmet.clone_from(&unmet);
             standing.quote_valid_until = attested.quote_valid_until;
@@ -250,6 +313,16 @@ fn again(now: i64, not_after: i64, wish: i64, jitter: f64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_word_itself_from_a_refusal_disables() {
+        let disabled = "attestation refused: host-disabled";
+        assert!(is_host_disabled(&Status::permission_denied(disabled)));
+        assert!(is_host_disabled(&Status::permission_denied("host-disabled")));
+        assert!(!is_host_disabled(&Status::unavailable(disabled)));
+        assert!(!is_host_disabled(&Status::permission_denied("attestation refused: host-disabled-not")));
+        assert!(!is_host_disabled(&Status::permission_denied("attestation refused: pcr-policy")));
+    }
 
     #[test]
     fn the_host_attests_again_well_before_its_credential_ends() {

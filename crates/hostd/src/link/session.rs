@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::issuer::{AskError, QuoteWanted};
-use super::{Link, LinkError, attest, unmet};
+use super::{Link, LinkError, attest, is_host_disabled, unmet};
 use crate::clock;
 
 /// How long the issuer may take to open the stream.
@@ -28,6 +28,9 @@ type Refreshing = Pin<Box<dyn Future<Output = Result<wire::RefreshAccepted, Link
 struct Quoting {
     refreshing: Option<Refreshing>,
     waiting: Vec<oneshot::Sender<Result<(), AskError>>>,
+    /// Who needs a quote of after his asking, and asked while one was under way: that one may have read
+    /// the PCRs already.
+    next: Vec<oneshot::Sender<Result<(), AskError>>>,
 }
 
 impl Link {
@@ -44,8 +47,11 @@ impl Link {
         let mut updates = match opened {
             Ok(updates) => updates.into_inner(),
             Err(status) => {
-                // A credential that the issuer does not take is no credential.
-                if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) {
+                // A credential that the issuer does not take is no credential; that of a disabled host is good
+                // once more when the host is enabled.
+                if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied)
+                    && !is_host_disabled(&status)
+                {
                     self.attest_at = 0;
                 }
                 return Err(LinkError::Refused(status));
@@ -66,7 +72,7 @@ impl Link {
                 },
                 () = clock::until(self.attest_at) => return Ok(()),
                 Some(wanted) = self.quotes.recv() => self.want_quote(wanted, &mut quoting, &channel),
-                result = quoting.finished() => self.quoted(result, &mut quoting),
+                result = quoting.finished() => self.quoted(result, &mut quoting, &channel)?,
             }
         }
     }
@@ -75,22 +81,39 @@ impl Link {
     async fn attest_or_carry_on(&mut self, endpoint: &str) -> Result<(), LinkError> {
         match self.attest(endpoint).await {
             Ok(()) => Ok(()),
+            Err(error) if error.is_host_disabled() => Err(error),
             Err(error) if self.svid.not_after().is_some_and(|end| end > clock::now()) => {
                 self.attest_at = clock::now() + ATTEST_RETRY;
                 tracing::warn!(host_id = %self.state.host_id, issuer = endpoint, reason = %error, "host not attested again");
-                self.state.standing.send_modify(|standing| standing.last_error = error.to_string());
+                self.not_proven(&error);
                 Ok(())
             }
             Err(error) => Err(error),
         }
     }
 
+    /// Notes that a proof failed. One that was weighed and refused says that the host's state supports no
+    /// tier, whatever an earlier one said; one that did not come through says nothing of it.
+    fn not_proven(&self, error: &LinkError) {
+        self.state.standing.send_modify(|standing| {
+            standing.last_error = error.to_string();
+            if matches!(error, LinkError::Refused(status) if status.code() == Code::PermissionDenied) {
+                standing.highest_tier.clear();
+                standing.unmet = vec![error.to_string()];
+                standing.quote_valid_until = 0;
+            }
+        });
+    }
+
     fn up(&self, endpoint: &str, channel: &Channel) {
         self.connection.send_replace(Some(channel.clone()));
         self.state.standing.send_modify(|standing| {
             standing.connected = true;
+            standing.attested = true;
+            standing.disabled = false;
             standing.last_error.clear();
         });
+        self.state.news.send_replace(());
         tracing::info!(host_id = %self.state.host_id, issuer = endpoint, "issuer connected");
     }
 
@@ -103,9 +126,12 @@ impl Link {
                 tracing::info!(host_id = %self.state.host_id, count = revoked.serials.len(), "revocations received");
                 // Fails only when nobody holds instances any more.
                 let _ = self.state.revoked.send(revoked.serials).await;
+                self.state.news.send_replace(());
             }
             Some(Update::AttestNow(order)) => {
                 tracing::info!(host_id = %self.state.host_id, reason = order.reason, "ordered to attest again");
+                // What was quoted before the order counts no more, whatever comes of it.
+                self.state.standing.send_modify(|standing| standing.quote_valid_until = 0);
                 return true;
             }
             // An issuer newer than this daemon may send more.
@@ -120,16 +146,34 @@ impl Link {
             let _ = wanted.answer.send(Ok(()));
             return;
         }
-        quoting.waiting.push(wanted.answer);
-        if quoting.refreshing.is_none() {
-            let refresh = attest::refresh(channel.clone(), self.attester.clone(), self.state.host_id.clone());
-            quoting.refreshing = Some(Box::pin(refresh));
+        match &quoting.refreshing {
+            None => {
+                quoting.waiting.push(wanted.answer);
+                self.begin_quote(quoting, channel);
+            }
+            Some(_) if wanted.anew => quoting.next.push(wanted.answer),
+            Some(_) => quoting.waiting.push(wanted.answer),
         }
     }
 
-    fn quoted(&mut self, result: Result<wire::RefreshAccepted, LinkError>, quoting: &mut Quoting) {
+    fn begin_quote(&self, quoting: &mut Quoting, channel: &Channel) {
+        let refresh = attest::refresh(channel.clone(), self.attester.clone(), self.state.host_id.clone());
+        quoting.refreshing = Some(Box::pin(refresh));
+    }
+
+    /// Whoever waits hears how the quote went.
+    ///
+    /// # Errors
+    /// The host was disabled.
+    fn quoted(
+        &mut self,
+        result: Result<wire::RefreshAccepted, LinkError>,
+        quoting: &mut Quoting,
+        channel: &Channel,
+    ) -> Result<(), LinkError> {
         quoting.refreshing = None;
         let answer = match result {
+            Err(error) if error.is_host_disabled() => return Err(error),
             Ok(accepted) => {
                 self.quoted_at = clock::now();
                 self.state.standing.send_modify(|standing| {
@@ -137,12 +181,13 @@ impl Link {
                     standing.highest_tier = accepted.highest_tier;
                     standing.unmet = accepted.unmet.iter().map(unmet).collect();
                 });
+                self.state.news.send_replace(());
                 tracing::info!(host_id = %self.state.host_id, valid_until = accepted.quote_valid_until, "quote accepted");
                 Ok(())
             }
             Err(error) => {
                 tracing::warn!(host_id = %self.state.host_id, reason = %error, "quote not accepted");
-                self.state.standing.send_modify(|standing| standing.last_error = error.to_string());
+                self.not_proven(&error);
                 Err(match error {
                     LinkError::Refused(status) => AskError::Call(status),
                     other => AskError::Away(other.to_string()),
@@ -152,6 +197,11 @@ impl Link {
         for waiting in quoting.waiting.drain(..) {
             let _ = waiting.send(answer.clone());
         }
+        quoting.waiting = std::mem::take(&mut quoting.next);
+        if !quoting.waiting.is_empty() {
+            self.begin_quote(quoting, channel);
+        }
+        Ok(())
     }
 }
 

@@ -17,6 +17,16 @@ use super::{Observation, procfs};
 /// what it showed `execve`.
 const FUSE_SUPER_MAGIC: u64 = 0x6573_5546;
 
+/// File systems on local disks that give a file a new time of change whenever its content changes, through a
+/// mapping too, and let no user set that time. On any other (tmpfs, overlay, network) an image is read
+/// anew each time: the same times there do not mean the same content. Magic numbers of statfs(2).
+const TIMES_HOLD: [u64; 4] = [
+    0xef53,      // ext2, ext3, ext4
+    0x5846_5342, // xfs
+    0x9123_683e, // btrfs
+    0xf2f5_2010, // f2fs
+];
+
 /// Time stamps of files are as coarse as a timer tick: a file changed this recently could be changed
 /// again without a trace, so its digest is not kept.
 const SETTLED: Duration = Duration::from_secs(2);
@@ -27,6 +37,7 @@ pub struct ImageDigests {
     max_bytes: u64,
     max_entries: usize,
     entries: Mutex<Entries>,
+    now: fn() -> SystemTime,
 }
 
 #[derive(Debug, Default)]
@@ -66,15 +77,15 @@ impl FileKey {
 
     fn is_settled(&self, now: SystemTime) -> bool {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let changed = Duration::from_secs(self.changed.0.max(0) as u64);
-        now.checked_sub(changed).is_some_and(|age| age > SETTLED)
+        let latest = self.changed.0.max(self.modified.0).max(0);
+        now.checked_sub(Duration::from_secs(latest as u64)).is_some_and(|age| age > SETTLED)
     }
 }
 
 impl ImageDigests {
     /// A store for at most `max_entries` digests of images of at most `max_bytes` each.
     pub fn new(max_entries: usize, max_bytes: u64) -> Self {
-        Self { max_bytes, max_entries, entries: Mutex::default() }
+        Self { max_bytes, max_entries, entries: Mutex::default(), now: SystemTime::now }
     }
 
     fn sha256(&self, file: &File, meta: &Metadata) -> Result<[u8; 32], String> {
@@ -91,9 +102,13 @@ impl ImageDigests {
             );
         }
         let key = FileKey::of(meta);
+        // Neither kept nor shared with whoever asks meanwhile: he may run what the file holds by then.
+        if !TIMES_HOLD.contains(&(fs.f_type as u64)) || !key.is_settled((self.now)()) {
+            return read(file, key, self.max_bytes);
+        }
         let digest = self.entry(key);
         let result = digest.get_or_init(|| read(file, key, self.max_bytes)).clone();
-        if result.is_err() || !key.is_settled(SystemTime::now()) {
+        if result.is_err() {
             self.forget(key, &digest);
         }
         result
@@ -199,6 +214,61 @@ mod tests {
         std::fs::write(&path, b"two").unwrap();
         assert_ne!(one, digest(&digests, &path).unwrap());
         assert!(digests.entries.lock().unwrap().by_file.is_empty());
+    }
+
+    fn in_an_hour() -> SystemTime {
+        SystemTime::now() + Duration::from_secs(3600)
+    }
+
+    /// On tmpfs a page that is mapped for writing stays so, and only the first write shows in the times.
+    #[test]
+    fn an_image_rewritten_through_a_mapping_on_tmpfs_has_a_new_digest() {
+        use std::io::{BufRead, Write};
+        use std::process::{Command, Stdio};
+        let shm = std::path::Path::new("/dev/shm");
+        let Ok(dir) = tempfile::tempdir_in(shm) else { return eprintln!("skipped: no /dev/shm") };
+        let path = dir.path().join("image");
+        std::fs::write(&path, vec![b'-'; 4096]).unwrap();
+        let script = "import mmap,sys
+f=open(sys.argv[1],'r+b');m=mmap.mmap(f.fileno(),4096)
+for line in sys.stdin: m[:1]=line[:1].encode();print('done',flush=True)";
+        let mut writer = Command::new("python3")
+            .args(["-c", script, path.to_str().unwrap()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = std::io::BufReader::new(writer.stdout.take().unwrap());
+        let mut write = |line: &[u8]| {
+            writer.stdin.as_mut().unwrap().write_all(line).unwrap();
+            said.read_line(&mut String::new()).unwrap();
+            FileKey::of(&std::fs::metadata(&path).unwrap())
+        };
+        // All times are long past, as far as the digests know.
+        let digests = ImageDigests { now: in_an_hour, ..ImageDigests::new(4, 1 << 20) };
+        let before = write(b"a\n");
+        let one = digest(&digests, &path).unwrap();
+        let after = write(b"b\n");
+        let two = digest(&digests, &path).unwrap();
+        drop(writer.stdin.take());
+        writer.wait().unwrap();
+        assert_eq!(before, after, "the times do not tell");
+        assert_ne!(one, two);
+        assert!(digests.entries.lock().unwrap().by_file.is_empty());
+    }
+
+    #[test]
+    fn a_file_with_a_time_of_the_last_seconds_or_the_future_is_not_kept() {
+        let now = SystemTime::now();
+        let meta = std::fs::metadata("/bin/sh").unwrap();
+        let seconds = now.duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
+        let settled = |changed: i64, modified: i64| {
+            let key = FileKey { changed: (changed, 0), modified: (modified, 0), ..FileKey::of(&meta) };
+            key.is_settled(now)
+        };
+        assert!(settled(seconds - 10, seconds - 10));
+        assert!(!settled(seconds - 1, seconds - 10) && !settled(seconds - 10, seconds - 1));
+        assert!(!settled(seconds + 10, seconds - 10) && !settled(seconds - 10, seconds + 10));
     }
 
     #[test]

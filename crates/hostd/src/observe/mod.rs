@@ -7,7 +7,9 @@
 //!    directory is that process's, and stays so, for procfs never follows a number to a successor.
 //! 3. `/proc/PID/maps` is opened as the *image witness*: it holds the memory map of this image, not the
 //!    process. After `execve` the old map is gone and a read yields nothing, even when the same
-//!    program was executed again.
+//!    program was executed again. A process that shares the map (`CLONE_VM`) keeps it alive past
+//!    that; so the *layout* of the image that runs, which `execve` draws anew, and its file are noted
+//!    too, and held against what the kernel says at each look.
 //! 4. The selectors are read through that directory, and the process is found alive, with its image
 //!    unreplaced, once more after the last of them.
 //!
@@ -15,7 +17,10 @@
 //!
 //! **Tedious, not impossible:** a process of the same user may trace or inject code into an agent
 //! (`ptrace`, `LD_PRELOAD`), and the digest of an interpreter says nothing of its script. Agents that
-//! must not trust each other need users of their own, or units.
+//! must not trust each other need users of their own, or units. An image that shares its map with a
+//! child, and executes the same file with the addresses of the old layout (`PR_SET_MM_MAP`, or no
+//! address randomisation), is not seen to have done so: it and its successor are at one, and could as
+//! well have stayed and signed for each other.
 
 mod cgroup;
 mod image;
@@ -107,6 +112,21 @@ pub struct Process {
     source: Source,
     pidfd: AsyncFd<OwnedFd>,
     witness: File,
+    image: Image,
+}
+
+/// What `execve` replaces, as the kernel tells it of the process and not of a map that it once had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Image {
+    layout: procfs::Layout,
+    /// Device and inode of the running file.
+    file: (u64, u64),
+}
+
+impl Image {
+    fn of(pid: i32) -> Result<Self, ProcError> {
+        Ok(Self { layout: procfs::layout(pid)?, file: procfs::running_file(pid)? })
+    }
 }
 
 /// A process for as long as it lives: equal for two connections of one process.
@@ -214,8 +234,9 @@ fn adopt(
     }
     let witness = procfs::open(&directory, "maps").map_err(gone_or)?;
     let start_time = procfs::start_time(&directory).map_err(gone_or)?;
+    let image = Image::of(pid).map_err(gone_or)?;
     let pidfd = watched(pidfd).map_err(|error| wrong(ProcError::Read { what: "pidfd", error }))?;
-    let process = Process { pid, uid, gid, start_time, source, pidfd, witness };
+    let process = Process { pid, uid, gid, start_time, source, pidfd, witness, image };
     process.check()?;
     Ok((process, directory))
 }
@@ -257,12 +278,20 @@ impl Process {
         if has_ended(self.pidfd.get_ref()) {
             return Err(ObserveError::Ended { pid: self.pid });
         }
-        // seq_file starts afresh at offset 0. An error means that the process vanished meanwhile.
-        match self.witness.read_at(&mut [0; 16], 0) {
-            Ok(n) if n > 0 => Ok(()),
-            _ if has_ended(self.pidfd.get_ref()) => Err(ObserveError::Ended { pid: self.pid }),
-            _ => Err(ObserveError::ImageReplaced { pid: self.pid }),
+        // By number: found alive below, the process has had that number all along. A process that has
+        // withdrawn itself from view (PR_SET_DUMPABLE, where the host daemon lacks CAP_SYS_PTRACE) is no
+        // longer known to run what it ran.
+        let same = self.shows_the_map() && Image::of(self.pid).is_ok_and(|image| image == self.image);
+        if has_ended(self.pidfd.get_ref()) {
+            return Err(ObserveError::Ended { pid: self.pid });
         }
+        if same { Ok(()) } else { Err(ObserveError::ImageReplaced { pid: self.pid }) }
+    }
+
+    /// Whether the memory map that the process had when it was observed is still in use, by it or by
+    /// whoever shares it. seq_file starts afresh at offset 0.
+    fn shows_the_map(&self) -> bool {
+        self.witness.read_at(&mut [0; 16], 0).is_ok_and(|n| n > 0)
     }
 
     /// Returns when the process has ended.

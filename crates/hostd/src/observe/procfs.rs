@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
@@ -53,11 +54,12 @@ pub(super) fn open(directory: &impl AsFd, what: &'static str) -> Result<File, Pr
 }
 
 fn text(directory: &impl AsFd, what: &'static str) -> Result<String, ProcError> {
+    bounded(open(directory, what)?, what)
+}
+
+fn bounded(file: File, what: &'static str) -> Result<String, ProcError> {
     let mut bytes = Vec::new();
-    open(directory, what)?
-        .take(MAX_FILE)
-        .read_to_end(&mut bytes)
-        .map_err(|error| ProcError::Read { what, error })?;
+    file.take(MAX_FILE).read_to_end(&mut bytes).map_err(|error| ProcError::Read { what, error })?;
     if bytes.len() as u64 == MAX_FILE {
         return Err(ProcError::Form { what });
     }
@@ -74,6 +76,37 @@ fn parse_start_time(stat: &str) -> Option<u64> {
     // The command name, in parentheses, may itself hold spaces and parentheses.
     let (_, after_name) = stat.rsplit_once(')')?;
     after_name.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// Where the kernel put the parts of an image when it was executed: fields 26 to 28 and 45 to 47 of
+/// `stat` (proc(5)). Each is drawn anew by `execve`. Not the arguments and the environment, which
+/// programs move to set a title (`PR_SET_MM`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Layout([u64; 6]);
+
+/// The present layout of the process that has this number.
+pub(super) fn layout(pid: i32) -> Result<Layout, ProcError> {
+    let file = File::open(format!("/proc/{pid}/stat"));
+    let file = file.map_err(|error| ProcError::Read { what: "stat", error })?;
+    parse_layout(&bounded(file, "stat")?).ok_or(ProcError::Form { what: "stat" })
+}
+
+/// Zeros are what the kernel shows to whoever may not see the layout.
+fn parse_layout(stat: &str) -> Option<Layout> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    let fields: Vec<&str> = after_name.split_ascii_whitespace().collect();
+    let mut layout = [0; 6];
+    // The first field after the name is number 3.
+    for (place, number) in layout.iter_mut().zip([26, 27, 28, 45, 46, 47]) {
+        *place = fields.get(number - 3)?.parse().ok()?;
+    }
+    (layout[2] != 0).then_some(Layout(layout))
+}
+
+/// Device and inode of the file that the process with this number runs.
+pub(super) fn running_file(pid: i32) -> Result<(u64, u64), ProcError> {
+    let meta = std::fs::metadata(format!("/proc/{pid}/exe"));
+    meta.map(|m| (m.dev(), m.ino())).map_err(|error| ProcError::Read { what: "exe", error })
 }
 
 /// The supplementary groups.
@@ -111,6 +144,15 @@ mod tests {
         assert_eq!(parse_start_time(&format!("7 (x) S 9 9 9) {rest}")), Some(4711));
         assert_eq!(parse_start_time("7 (x) S 1"), None);
         assert_eq!(parse_start_time(""), None);
+    }
+
+    #[test]
+    fn the_layout_is_read_or_refused() {
+        let numbers: Vec<String> = (4..=52).map(|n| n.to_string()).collect();
+        let line = format!("7 (a) b) S {}", numbers.join(" "));
+        assert_eq!(parse_layout(&line), Some(Layout([26, 27, 28, 45, 46, 47])));
+        assert_eq!(parse_layout(&line.replace(" 28 ", " 0 ")), None, "hidden from us");
+        assert_eq!(parse_layout(&line[..line.len() - 20]), None);
     }
 
     #[test]

@@ -127,6 +127,51 @@ async fn exec_is_seen_even_of_the_same_program() {
     }
 }
 
+/// A child that shares the memory map (CLONE_VM) keeps it alive past its parent's exec.
+#[tokio::test]
+async fn exec_is_seen_past_a_child_that_keeps_the_old_map_alive() {
+    const SHARE: &str = "import ctypes
+c=ctypes.CDLL(None,use_errno=True)
+stack=ctypes.create_string_buffer(65536)
+top=(ctypes.addressof(stack)+65536)&~15
+CLONE_VM,SIGCHLD=0x100,17
+child=c.clone(ctypes.cast(c.sleep,ctypes.c_void_p),ctypes.c_void_p(top),CLONE_VM|SIGCHLD,ctypes.c_void_p(60))
+s.send(child.to_bytes(4,'little',signed=True))
+sys.stdin.readline()
+";
+    let bench = Bench::new();
+    for then in [
+        "os.execv('/bin/sleep',['sleep','60'])",
+        "os.execv(sys.executable,[sys.executable,'-c','import sys;sys.stdin.readline()'])",
+    ] {
+        let mut agent = Agent::start(&mut Command::new("python3"), &bench.path, &format!("{SHARE}{then}"));
+        let (process, _, mut stream) = bench.observe().unwrap();
+        agent.go();
+        let mut pid = [0; 4];
+        std::io::Read::read_exact(&mut stream, &mut pid).unwrap();
+        let child = rustix::process::Pid::from_raw(i32::from_le_bytes(pid)).unwrap();
+        process.check().unwrap();
+        agent.go();
+        until(|| process.check().is_err()).await;
+        let (found, map_lives) = (process.check(), process.shows_the_map());
+        let _ = rustix::process::kill_process(child, rustix::process::Signal::KILL);
+        assert!(matches!(found, Err(ObserveError::ImageReplaced { .. })), "{then}: {found:?}");
+        assert!(map_lives, "the child keeps the map, so that the map alone would not have told");
+        assert!(agent.child.try_wait().unwrap().is_none(), "the process itself lives on");
+    }
+}
+
+/// One program that runs another in its place: the file tells, even where the layout is the same.
+#[tokio::test]
+async fn another_file_under_the_same_layout_is_another_image() {
+    let bench = Bench::new();
+    let _agent = Agent::start(&mut Command::new("python3"), &bench.path, "pass");
+    let (mut process, ..) = bench.observe().unwrap();
+    process.check().unwrap();
+    process.image.file.1 += 1;
+    assert!(matches!(process.check(), Err(ObserveError::ImageReplaced { .. })));
+}
+
 #[tokio::test]
 async fn a_fork_alone_changes_nothing() {
     let bench = Bench::new();

@@ -36,6 +36,14 @@ pub struct Conduct {
     pub quote_age: i64,
     /// Attestations are refused, while this is there.
     pub refuse: Option<Status>,
+    /// What the evidence of every host supports.
+    pub tier: &'static str,
+    /// Each fresh quote waits for a permit before it is accepted, while this is there.
+    pub gate: Option<Arc<tokio::sync::Semaphore>>,
+    /// Fresh quotes that were begun.
+    pub quotes_begun: usize,
+    /// Links are refused, while this is there.
+    pub refuse_link: Option<Status>,
     /// What every new link is told first.
     pub registrations: Vec<wire::Registration>,
     pub attested: usize,
@@ -53,6 +61,10 @@ impl Default for Conduct {
             svid_lifetime: 3600,
             quote_age: 300,
             refuse: None,
+            refuse_link: None,
+            tier: "foundation",
+            gate: None,
+            quotes_begun: 0,
             registrations: vec![],
             attested: 0,
             refreshed: 0,
@@ -134,6 +146,11 @@ impl TlsIssuer {
     pub fn tell(&self, update: wire::host_update::Update) {
         let update = wire::HostUpdate { update: Some(update) };
         self.conduct().hosts.retain(|host| host.try_send(Ok(update.clone())).is_ok());
+    }
+
+    /// Ends every link.
+    pub fn hang_up(&self) {
+        self.conduct().hosts.clear();
     }
 
     /// Goes away, connections and all.
@@ -244,7 +261,7 @@ impl Service {
             bundles: Some(super::bundle(1)),
             attest_again_at: 0,
             quote_valid_until: if shown.tpm.is_some() { now() + conduct.quote_age } else { 0 },
-            highest_tier: "foundation".into(),
+            highest_tier: conduct.tier.into(),
             unmet: vec![],
         })
     }
@@ -289,6 +306,7 @@ impl Service {
         answers: &mpsc::Sender<Result<wire::RefreshResponse, Status>>,
     ) -> Result<wire::RefreshAccepted, Status> {
         requests.message().await?.unwrap();
+        self.conduct.lock().unwrap().quotes_begun += 1;
         let nonce: [u8; 32] = rand::random();
         let challenge = wire::RefreshChallenge { nonce: nonce.to_vec().into(), pcrs: (0..8).collect() };
         let step = Some(wire::refresh_response::Step::Challenge(challenge));
@@ -296,6 +314,10 @@ impl Service {
         let Some(wire::refresh_request::Step::Quote(quote)) = requests.message().await?.unwrap().step else {
             return Err(Status::invalid_argument("no quote"));
         };
+        let gate = self.conduct.lock().unwrap().gate.clone();
+        if let Some(gate) = gate {
+            gate.acquire().await.unwrap().forget();
+        }
         let (ak, clock) = self.conduct.lock().unwrap().ak.clone().unwrap();
         let values = values(&quote);
         let pcrs = PcrSelection::new(0..8).unwrap();
@@ -380,6 +402,9 @@ impl HostLink for Service {
         peer(&request)?;
         let (updates, stream) = mpsc::channel(16);
         let mut conduct = self.conduct.lock().unwrap();
+        if let Some(status) = conduct.refuse_link.clone() {
+            return Err(status);
+        }
         let registrations =
             wire::RegistrationSet { revision: 1, registrations: conduct.registrations.clone() };
         let first = wire::host_update::Update::Registrations(registrations);

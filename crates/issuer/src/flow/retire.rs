@@ -9,7 +9,7 @@ use crate::issuer::Issuer;
 use crate::store::{Ended, Ending, StoreError, Who, Write};
 
 /// Why an instance ended; anything else a host says is kept as `other`.
-const REASONS: [&str; 8] = [
+const REASONS: [&str; 9] = [
     "process-exited",
     "image-replaced",
     "registration-changed",
@@ -18,6 +18,7 @@ const REASONS: [&str; 8] = [
     "revoked",
     "host-shutdown",
     "operator",
+    "host-disabled",
 ];
 
 /// Ends these instances of `host`. An instance of another host, or an unknown one, is passed over.
