@@ -102,6 +102,7 @@ impl Faults {
         {
             self.note("crl.url", "must begin with http:// (RFC 5280 section 8: a CRL is signed; https would need a CRL to fetch a CRL) and not end with '/'");
         }
+        let limits = self.limits(raw.limits);
         Some(Config {
             file: file.to_owned(),
             trust_domain: trust_domain?,
@@ -117,7 +118,7 @@ impl Faults {
             admin,
             attestation,
             crl_url: raw.crl.url,
-            max_connections: raw.limits.max_connections.unwrap_or(4096),
+            limits,
             log_format: raw.log.format.unwrap_or(LogFormat::Text),
             log_level: raw.log.level.unwrap_or_else(|| "info".to_owned()),
         })

@@ -3,6 +3,7 @@
 //! No secrets stand in it: the token's PIN comes from a file or a systemd credential.
 
 mod check;
+mod limits;
 mod raw;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ use hallmark_core::x509::Curve;
 use serde::Deserialize;
 
 use check::Faults;
+pub use limits::{Limits, MAX_ATTESTATION};
 use raw::Raw;
 
 /// One thing wrong with a configuration file.
@@ -180,8 +182,8 @@ pub struct Config {
     pub attestation: AttestationConfig,
     /// Base URL of the CRLs, without a trailing slash.
     pub crl_url: Option<String>,
-    /// Connections at once.
-    pub max_connections: usize,
+    /// What the door lets anybody hold.
+    pub limits: Limits,
     /// Log form.
     pub log_format: LogFormat,
     /// Log filter, in `tracing` syntax.

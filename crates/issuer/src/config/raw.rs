@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::limits::RawLimits;
 use super::{Enrolment, LogFormat};
 
 #[derive(Deserialize)]
@@ -88,12 +89,6 @@ pub(super) struct RawPcrPolicy {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawCrl {
     pub(super) url: Option<String>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-pub(super) struct RawLimits {
-    pub(super) max_connections: Option<usize>,
 }
 
 #[derive(Deserialize, Default)]

@@ -45,3 +45,33 @@ fn a_policy_on_a_pcr_that_no_quote_covers_is_a_fault() {
     );
     assert_eq!(faults(&bad), ["attestation.pcr_policy.p.pcrs.11"]);
 }
+
+#[test]
+fn limits_follow_from_those_given_and_each_fault_names_its_key() {
+    let limits = |text: &str| Config::parse(Path::new("t.toml"), &format!("{GOOD}\n[limits]\n{text}"));
+    let small = limits("max_connections = 8\nmax_attestations = 4\n").unwrap().limits;
+    assert_eq!((small.max_strangers, small.connections_per_address), (2, 2));
+    assert_eq!((small.reserved_attestations, small.attestations_per_address), (1, 3));
+    for (key, bad) in [
+        ("max_connections", "1"),
+        ("max_strangers", "0"),
+        ("max_strangers", "4096"),
+        ("connections_per_address", "1025"),
+        ("connections_per_host", "0"),
+        ("max_attestations", "1"),
+        ("reserved_attestations", "0"),
+        ("reserved_attestations", "64"),
+        ("attestations_per_address", "49"),
+        ("attestations_per_minute", "0"),
+        ("address_attestations_per_minute", "1201"),
+        ("max_stranger_bytes", "1000"),
+        ("attestation_timeout", "\"1s\""),
+        ("handshake_timeout", "\"0s\""),
+        ("stranger_idle", "\"never\""),
+        ("request_timeout", "\"1h\""),
+    ] {
+        let error = limits(&format!("{key} = {bad}\n")).unwrap_err();
+        let keys: Vec<_> = error.faults.iter().map(|f| f.key.as_str()).collect();
+        assert_eq!(keys, [format!("limits.{key}")], "{key} = {bad}: {error}");
+    }
+}
