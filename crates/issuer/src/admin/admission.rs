@@ -109,7 +109,7 @@ impl Admission {
         })
     }
 
-    /// Resolves when the list has changed since it was last looked at through `seen`.
+    /// Tells when the list changes.
     pub(crate) fn changes(&self) -> watch::Receiver<Operators> {
         self.0.subscribe()
     }
@@ -130,4 +130,29 @@ fn user_id(name: &str) -> Option<u32> {
 /// The id of a group given by name or number.
 pub fn group_id(name: &str) -> Option<u32> {
     name.parse().ok().or_else(|| Group::from_name(name).ok().flatten().map(|g| g.gid.as_raw()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_replaced_list_is_in_force_for_every_holder_at_once() {
+        let (stream, _other) = tokio::net::UnixStream::pair().unwrap();
+        let peer = stream.peer_cred().unwrap();
+        let nobody = || Operators { uids: vec![], gids: vec![] };
+        let admission = Admission::new(Operators { uids: vec![peer.uid()], gids: vec![] });
+        let (held, mut changes) = (admission.clone(), admission.changes());
+        held.admit_peer(Some(&peer)).unwrap();
+        assert_eq!(held.admit_peer(None).unwrap_err().code(), tonic::Code::PermissionDenied);
+
+        admission.replace(nobody());
+        assert!(changes.has_changed().unwrap());
+        assert_eq!(held.admit_peer(Some(&peer)).unwrap_err().code(), tonic::Code::PermissionDenied);
+        changes.mark_unchanged();
+        admission.replace(nobody());
+        assert!(!changes.has_changed().unwrap(), "the same list ends no connection");
+        admission.replace(Operators { uids: vec![], gids: vec![peer.gid()] });
+        held.admit_peer(Some(&peer)).unwrap();
+    }
 }

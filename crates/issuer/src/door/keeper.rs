@@ -46,8 +46,10 @@ impl Doorkeeper {
         }
         let limits = self.pass.limits();
         let (first, most, time) = match path {
-            ATTEST => (MAX_HELLO, MAX_ATTESTATION + MAX_HELLO, limits.attestation_timeout),
-            REFRESH => (MAX_HELLO, MAX_ATTESTATION + MAX_HELLO, limits.attestation_timeout),
+            // Both have a deadline of their own, from which the host learns more.
+            ATTEST | REFRESH => {
+                (MAX_HELLO, MAX_ATTESTATION + MAX_HELLO, limits.attestation_timeout + BACKSTOP)
+            }
             _ => (MAX_MESSAGE, MAX_MESSAGE + PREFIX, limits.request_timeout),
         };
         let permit = match path {
@@ -70,6 +72,8 @@ impl Doorkeeper {
     }
 }
 
+/// What a conversation's body gets beyond the conversation's own deadline.
+const BACKSTOP: Duration = Duration::from_secs(5);
 /// Before each message: its flags and its length.
 const PREFIX: usize = 5;
 
