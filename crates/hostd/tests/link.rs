@@ -310,6 +310,26 @@ async fn a_disabled_host_says_so_and_asks_until_it_is_enabled() {
     other.connected().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_attests_again_shows_its_certificate_unless_it_is_not_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = SwtpmCa::new(dir.path().join("ca")).unwrap();
+    let swtpm = Swtpm::started(&ca, "host-1").unwrap();
+    let tpm = Tpm::open(TpmConfig::new(swtpm.tcti())).await.unwrap();
+    let issuer = TlsIssuer::start().await;
+    let host = Host::by_tpm(&[&issuer], &tpm).await;
+    host.connected().await;
+    let again = || issuer.tell(Update::AttestNow(wire::AttestNow { reason: "test".into() }));
+    again();
+    until(|| issuer.conduct().links == 2).await;
+    assert_eq!(issuer.conduct().known, [false, true]);
+    // The connection that is open stays; the next handshake would fail with the certificate.
+    issuer.forget_hosts();
+    again();
+    until(|| issuer.conduct().attested == 3).await;
+    assert_eq!(issuer.conduct().known, [false, true, false]);
+}
+
 fn now() -> i64 {
     std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() as i64
 }

@@ -13,6 +13,7 @@ pub mod config;
 pub mod convert;
 pub mod crl;
 pub mod doctor;
+pub mod door;
 pub mod ek_roots;
 pub mod flow;
 pub mod init;

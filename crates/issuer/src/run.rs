@@ -11,19 +11,19 @@ use hallmark_proto::admin::admin_server::AdminServer;
 use hallmark_proto::issuer::host_attestation_server::HostAttestationServer;
 use hallmark_proto::issuer::host_link_server::HostLinkServer;
 use hallmark_proto::issuer::issuance_server::IssuanceServer;
-use hallmark_proto::tls::{self, Accept, ClientAuth, Listener, ListenerOptions, Shared, SwappableCert};
+use hallmark_proto::tls::{self, Accept, Acceptor, ClientAuth, Shared, SwappableCert};
 use rustls_pki_types::CertificateDer;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::Server;
+use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 use zeroize::Zeroizing;
 
-use crate::admin::{self, AdminService, Admission};
-use crate::config::{CaBackend, Config};
+use crate::admin::{self, AdminService, Admission, Operators};
+use crate::config::{AdminConfig, CaBackend, Config, MAX_ATTESTATION};
+use crate::door::{Door, Gate, MAX_MESSAGE};
 use crate::issuer::Issuer;
 use crate::logging::LogLevel;
 use crate::record::{Kind, Record};
@@ -35,12 +35,6 @@ use crate::{crl, ek_roots, flow, init, token};
 const OWN_SVID_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 /// How long requests in flight may take once the end has begun.
 const DRAIN: Duration = Duration::from_secs(10);
-/// Largest message from a host: 64 items, each with evidence, or one event log.
-const MAX_MESSAGE: usize = 8 << 20;
-/// Largest message of an attestation, which strangers may send: evidence with an event log.
-const MAX_ATTESTATION: usize = 3 << 20;
-/// Calls at once on one host's connection.
-const STREAMS: u32 = 256;
 /// How often expired rows are dropped.
 const PURGE_EVERY: Duration = Duration::from_secs(600);
 /// How often the CA key proves that it signs.
@@ -53,7 +47,8 @@ const HEALTH_EVERY: Duration = Duration::from_secs(30);
 pub async fn run(config: Config, dev: bool, level: LogLevel) -> anyhow::Result<()> {
     let (issuer, identity) = start(config, dev).await?;
     let config = issuer.config();
-    let admission = Admission::new(&config.admin).map_err(anyhow::Error::msg)?;
+    let admission = Admission::new(Operators::resolve(&config.admin).map_err(anyhow::Error::msg)?);
+    let gate = Gate::new(config.limits.clone());
     let admin_listener = admin::bind(&config.admin)?;
     let listener =
         TcpListener::bind(config.listen).await.with_context(|| format!("listen {}", config.listen))?;
@@ -64,36 +59,21 @@ pub async fn run(config: Config, dev: bool, level: LogLevel) -> anyhow::Result<(
     let mut hosts = {
         let accept = Accept::Hosts(Shared::new(host_roots(&issuer)?));
         let tls = tls::server_config(identity.clone(), ClientAuth::Optional(accept))?;
-        let options =
-            ListenerOptions { max_connections: config.max_connections, ..ListenerOptions::default() };
-        let incoming = Listener::new(listener, Arc::new(tls), identity.clone(), options).incoming();
         let services = HostServices::new(issuer.clone());
-        let mut stopped = stopped.clone();
-        let server = Server::builder()
-            .http2_keepalive_interval(Some(Duration::from_secs(30)))
-            .max_concurrent_streams(STREAMS)
-            .add_service(
-                HostAttestationServer::new(services.clone()).max_decoding_message_size(MAX_ATTESTATION),
-            )
-            .add_service(IssuanceServer::new(services.clone()).max_decoding_message_size(MAX_MESSAGE))
-            .add_service(HostLinkServer::new(services))
-            .add_service(health_service.clone())
-            .serve_with_incoming_shutdown(incoming, async move {
-                let _ = stopped.wait_for(|stop| *stop).await;
-            });
-        tokio::spawn(server)
+        let routes = Routes::new(
+            HostAttestationServer::new(services.clone()).max_decoding_message_size(MAX_ATTESTATION),
+        )
+        .add_service(IssuanceServer::new(services.clone()).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(HostLinkServer::new(services))
+        .add_service(health_service.clone());
+        let door = Door::new(gate.clone(), Acceptor::new(Arc::new(tls), identity.clone(), None), routes);
+        tokio::spawn(door.serve(listener, until(stopped.clone())))
     };
     let operators = {
-        let service = AdminServer::new(AdminService::new(issuer.clone(), admission))
-            .max_decoding_message_size(MAX_MESSAGE);
-        let mut stopped = stopped.clone();
-        let server = Server::builder()
-            .add_service(service)
-            .add_service(health_service)
-            .serve_with_incoming_shutdown(UnixListenerStream::new(admin_listener), async move {
-                let _ = stopped.wait_for(|stop| *stop).await;
-            });
-        tokio::spawn(server)
+        let service = AdminServer::new(AdminService::new(issuer.clone(), admission.clone()))
+            .max_decoding_message_size(admin::MAX_REQUEST);
+        let routes = Routes::new(service).add_service(health_service);
+        tokio::spawn(admin::serve(admin_listener, admission.clone(), routes, until(stopped)))
     };
     tokio::spawn(crl::run(issuer.clone()));
     tokio::spawn(renew_own(issuer.clone(), identity));
@@ -106,7 +86,8 @@ pub async fn run(config: Config, dev: bool, level: LogLevel) -> anyhow::Result<(
     );
     notify(&[NotifyState::Ready]);
     let _watchdog = tokio::spawn(watchdog(issuer.clone()));
-    wait_for_end(&issuer, &level, &mut hosts).await?;
+    let reloaded = Reloaded { issuer: issuer.clone(), level, admission, gate };
+    wait_for_end(&reloaded, &mut hosts).await?;
 
     notify(&[NotifyState::Stopping]);
     set_serving(&health, false).await;
@@ -263,11 +244,11 @@ async fn set_serving(health: &HealthReporter, serving: bool) {
     health.set_service_status("hallmark.issuer.v1.Issuance", status).await;
 }
 
-async fn wait_for_end<T>(
-    issuer: &Arc<Issuer>,
-    level: &LogLevel,
-    hosts: &mut tokio::task::JoinHandle<T>,
-) -> anyhow::Result<()> {
+async fn until(mut stopped: watch::Receiver<bool>) {
+    let _ = stopped.wait_for(|stop| *stop).await;
+}
+
+async fn wait_for_end<T>(reloaded: &Reloaded, hosts: &mut tokio::task::JoinHandle<T>) -> anyhow::Result<()> {
     let mut term = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -275,49 +256,72 @@ async fn wait_for_end<T>(
         tokio::select! {
             _ = term.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
-            _ = hangup.recv() => reload(issuer, level),
+            _ = hangup.recv() => reloaded.reload(),
             _ = &mut *hosts => bail!("the host server ended by itself"),
         }
     }
 }
 
-/// SIGHUP: attestation rules, EK roots and the log level take effect; the rest says that it needs a restart.
-fn reload(issuer: &Arc<Issuer>, level: &LogLevel) {
-    if let Ok(usec) = NotifyState::monotonic_usec_now() {
-        notify(&[NotifyState::Reloading, usec]);
-    }
-    let old = issuer.config();
-    match Config::load(&old.file)
-        .map_err(anyhow::Error::from)
-        .and_then(|new| Ok((ek_roots::load_all(&new)?, new)))
-    {
-        Ok((roots, new)) => {
-            if let Err(problem) = level.change(&new.log_level) {
-                tracing::error!(problem, "reload: the log level stays");
-            }
-            let fixed = [
-                ("trust_domain", new.trust_domain != old.trust_domain),
-                ("issuer_id", new.issuer_id != old.issuer_id),
-                ("listen", new.listen != old.listen),
-                ("data_dir", new.data_dir != old.data_dir),
-                ("ca", new.ca != old.ca),
-                ("admin.socket", new.admin.socket != old.admin.socket),
-                ("crl.url", new.crl_url != old.crl_url),
-                ("limits.max_connections", new.max_connections != old.max_connections),
-            ];
-            for (key, _) in fixed.iter().filter(|(_, changed)| *changed) {
-                tracing::warn!(key, "reload: takes effect after a restart");
-            }
-            let effective =
-                Config { attestation: new.attestation, log_level: new.log_level, ..(*old).clone() };
-            issuer.reconfigure(effective, roots);
-            let held = issuer.clone();
-            tokio::spawn(async move { flow::standing::reloaded(&held).await });
-            tracing::info!("reloaded: attestation rules, EK roots, log level");
+/// What a reloaded configuration is put in force in.
+struct Reloaded {
+    issuer: Arc<Issuer>,
+    level: LogLevel,
+    admission: Admission,
+    gate: Arc<Gate>,
+}
+
+impl Reloaded {
+    /// SIGHUP: attestation rules, EK roots, operators, limits and the log level take effect; the rest says
+    /// that it needs a restart.
+    fn reload(&self) {
+        if let Ok(usec) = NotifyState::monotonic_usec_now() {
+            notify(&[NotifyState::Reloading, usec]);
         }
-        Err(error) => tracing::error!(error = format!("{error:#}"), "reload: nothing was changed"),
+        match self.take_over() {
+            Ok(()) => tracing::info!("reloaded: attestation rules, EK roots, operators, limits, log level"),
+            Err(error) => tracing::error!(error = format!("{error:#}"), "reload: nothing was changed"),
+        }
+        notify(&[NotifyState::Ready]);
     }
-    notify(&[NotifyState::Ready]);
+
+    fn take_over(&self) -> anyhow::Result<()> {
+        let old = self.issuer.config();
+        let new = Config::load(&old.file)?;
+        let roots = ek_roots::load_all(&new)?;
+        let fixed = [
+            ("trust_domain", new.trust_domain != old.trust_domain),
+            ("issuer_id", new.issuer_id != old.issuer_id),
+            ("listen", new.listen != old.listen),
+            ("data_dir", new.data_dir != old.data_dir),
+            ("ca", new.ca != old.ca),
+            ("admin.socket", new.admin.socket != old.admin.socket),
+            ("admin.mode", new.admin.mode != old.admin.mode),
+            ("admin.group", new.admin.group != old.admin.group),
+            ("crl.url", new.crl_url != old.crl_url),
+        ];
+        let admin = AdminConfig { users: new.admin.users, groups: new.admin.groups, ..old.admin.clone() };
+        let operators = Operators::resolve(&admin).map_err(anyhow::Error::msg)?;
+        // From here on nothing fails.
+        if let Err(problem) = self.level.change(&new.log_level) {
+            tracing::error!(problem, "reload: the log level stays");
+        }
+        for (key, _) in fixed.iter().filter(|(_, changed)| *changed) {
+            tracing::warn!(key, "reload: takes effect after a restart");
+        }
+        self.admission.replace(operators);
+        self.gate.set_limits(new.limits.clone());
+        let effective = Config {
+            attestation: new.attestation,
+            log_level: new.log_level,
+            limits: new.limits,
+            admin,
+            ..(*old).clone()
+        };
+        self.issuer.reconfigure(effective, roots);
+        let held = self.issuer.clone();
+        tokio::spawn(async move { flow::standing::reloaded(&held).await });
+        Ok(())
+    }
 }
 
 /// Drops from the tables of what is alive what has long expired.

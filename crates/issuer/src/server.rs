@@ -1,9 +1,8 @@
-//! The door for hosts: gRPC over TLS 1.3. Attestation is open to hosts without a credential; all else is
-//! for a host with one, and acts for that host alone.
+//! The services for hosts. Attestation is open to hosts without a credential; all else is for a host with
+//! one, and acts for that host alone. What a caller may hold is for the [`crate::door`] to say.
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use hallmark_core::id::{HostId, InstanceId, Subject};
@@ -12,31 +11,24 @@ use hallmark_proto::issuer::host_attestation_server::HostAttestation;
 use hallmark_proto::issuer::host_link_server::HostLink;
 use hallmark_proto::issuer::issuance_server::Issuance;
 use hallmark_proto::tls::PeerInfo;
-use tokio::sync::Semaphore;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::door::AttestationPermit;
 use crate::flow;
 use crate::issuer::Issuer;
 use crate::{convert, status};
-
-/// Longest an attestation may take, from hello to evidence: a hardware TPM needs a few seconds.
-const ATTEST_DEADLINE: Duration = Duration::from_secs(60);
-
-/// Attestations under way at one time: strangers can begin one, and each may hold an event log.
-const ATTESTATIONS: usize = 64;
 
 /// The services for hosts.
 #[derive(Clone, Debug)]
 pub struct HostServices {
     issuer: Arc<Issuer>,
-    attestations: Arc<Semaphore>,
 }
 
 impl HostServices {
     /// Services of this issuer.
     pub fn new(issuer: Arc<Issuer>) -> Self {
-        Self { issuer, attestations: Arc::new(Semaphore::new(ATTESTATIONS)) }
+        Self { issuer }
     }
 }
 
@@ -66,18 +58,19 @@ impl HostAttestation for HostServices {
 
     async fn attest(
         &self,
-        request: Request<Streaming<wire::AttestRequest>>,
+        mut request: Request<Streaming<wire::AttestRequest>>,
     ) -> Result<Response<Self::AttestStream>, Status> {
         let issuer = self.issuer.clone();
-        let permit = self.attestations.clone().try_acquire_owned();
-        let permit =
-            permit.map_err(|_| Status::resource_exhausted("too many attestations at once; try again"))?;
+        let Some(permit) = request.extensions_mut().remove::<Arc<AttestationPermit>>() else {
+            return Err(Status::internal("an attestation came past the door"));
+        };
+        let deadline = issuer.config().limits.attestation_timeout;
         let remote = remote(&request);
         let requests = request.into_inner();
         let (answers, stream) = tokio::sync::mpsc::channel(2);
         tokio::spawn(async move {
             let attest = flow::attest::attest(&issuer, &remote, requests, &answers);
-            let last = match tokio::time::timeout(ATTEST_DEADLINE, attest).await {
+            let last = match tokio::time::timeout(deadline, attest).await {
                 Ok(Ok(attested)) => {
                     let step = Some(wire::attest_response::Step::Attested(attested));
                     Ok(wire::AttestResponse { step })
@@ -85,9 +78,9 @@ impl HostAttestation for HostServices {
                 Ok(Err(refusal)) => Err(status::attestation(&refusal)),
                 Err(_) => Err(Status::deadline_exceeded("attestation took too long")),
             };
-            // A host that has gone away needs no answer.
-            let _ = answers.send(last).await;
+            // The permit comes back whether or not the answer is read. A host that has gone away needs none.
             drop(permit);
+            let _ = answers.send(last).await;
         });
         Ok(Response::new(ReceiverStream::new(stream).boxed()))
     }
@@ -98,11 +91,12 @@ impl HostAttestation for HostServices {
     ) -> Result<Response<Self::RefreshStream>, Status> {
         let host = caller(&request)?;
         let issuer = self.issuer.clone();
+        let deadline = issuer.config().limits.attestation_timeout;
         let requests = request.into_inner();
         let (answers, stream) = tokio::sync::mpsc::channel(2);
         tokio::spawn(async move {
             let refresh = flow::refresh::refresh(&issuer, &host, requests, &answers);
-            let last = match tokio::time::timeout(ATTEST_DEADLINE, refresh).await {
+            let last = match tokio::time::timeout(deadline, refresh).await {
                 Ok(Ok(accepted)) => {
                     let step = Some(wire::refresh_response::Step::Accepted(accepted));
                     Ok(wire::RefreshResponse { step })
@@ -164,7 +158,10 @@ impl HostLink for HostServices {
         let (updates, receiver) = self.issuer.hub().open(&host);
         let refused = match self.issuer.host(&host) {
             None => Some(Status::permission_denied("this host is not enrolled here")),
-            Some(state) => state.standing.disabled.as_ref().map(|_| status::disabled()),
+            Some(state) => state.standing.disabled.as_ref().map(|reason| {
+                tracing::warn!(host_id = %host, ?reason, "host refused: an operator disabled it");
+                status::disabled()
+            }),
         };
         if let Some(refused) = refused {
             self.issuer.hub().close_one(&host);

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use hallmark_issuer::config::{CaBackend, Config, SecretSource};
+use hallmark_issuer::config::{CaBackend, Config, Limits, SecretSource};
 use hallmark_kit::softhsm::SoftHsm;
 
 fn deploy(file: &str) -> PathBuf {
@@ -35,6 +35,25 @@ fn example_agrees_with_the_units() {
     assert!(tmpfiles.contains(&format!("d {run} 2750 hallmark-issuer {group} -")));
     let roots = config.attestation.ek_roots.unwrap();
     assert!(tmpfiles.contains(&format!("d {} ", roots.display())));
+}
+
+/// The example shows every limit, and what it says of defaults is true.
+#[test]
+fn example_shows_the_default_limits() {
+    let config = Config::load(&deploy("example/issuer.toml")).unwrap();
+    assert_eq!(config.limits, Limits::default());
+    let text = std::fs::read_to_string(deploy("example/issuer.toml")).unwrap();
+    let shown: Vec<_> = text
+        .lines()
+        .skip_while(|line| *line != "[limits]")
+        .skip(1)
+        .take_while(|line| !line.starts_with('['))
+        .filter_map(|line| line.split_once(" = ").map(|(key, _)| key.to_owned()))
+        .collect();
+    let debug = format!("{:?}", config.limits);
+    let all: Vec<_> =
+        debug.trim_start_matches("Limits {").split(", ").filter_map(|f| f.split_once(": ")).collect();
+    assert_eq!(shown, all.iter().map(|(key, _)| key.trim()).collect::<Vec<_>>());
 }
 
 /// The unit does not start a daemon again that ended so: three attempts would lock most tokens.

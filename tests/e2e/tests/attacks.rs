@@ -52,7 +52,8 @@ selectors = ["systemd:unit:best.service"]
 
 /// An instance id drawn when this was first asked: the same each time.
 fn drawn(n: u8) -> Vec<u8> {
-    InstanceId::drawn_at(bed_started() * 1000, [n; 10]).as_bytes().to_vec()
+    static NOW: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    InstanceId::drawn_at(*NOW.get_or_init(seconds) * 1000, [n; 10]).as_bytes().to_vec()
 }
 
 fn item(agent: &str, selectors: &[&str], csr: Vec<u8>) -> wire::IssueItem {
@@ -120,9 +121,11 @@ async fn an_expired_join_token() -> Result<()> {
 /// Seconds since 1970 when this was first asked.
 fn bed_started() -> u64 {
     static START: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
-    *START.get_or_init(|| {
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
-    })
+    *START.get_or_init(seconds)
+}
+
+fn seconds() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -173,7 +176,7 @@ async fn an_instance_that_has_ended_and_an_id_from_another_day() -> Result<()> {
     bed.kill_issuer()?;
     bed.start_issuer()?;
     assert_eq!(issue(&rogue, again()).await?, ["instance-ended"], "forgotten by a restart");
-    let yesterday = InstanceId::drawn_at((bed_started() - 86_400) * 1000, [9; 10]);
+    let yesterday = InstanceId::drawn_at((seconds() - 86_400) * 1000, [9; 10]);
     let old = wire::IssueItem { instance_id: yesterday.as_bytes().to_vec().into(), ..again() };
     assert_eq!(issue(&rogue, old).await?, ["instance-id"]);
     Ok(())
@@ -266,7 +269,7 @@ async fn a_batch_out_of_bounds() -> Result<()> {
     // Larger than any message may be.
     let huge = item("here", &[], vec![0; 9 << 20]);
     let huge = rogue.issuance().issue(wire::IssueRequest { items: vec![huge] }).await.unwrap_err();
-    assert_eq!(huge.code(), Code::OutOfRange);
+    assert_eq!(huge.code(), Code::ResourceExhausted);
     // The issuer is none the worse.
     assert_eq!(issue(&rogue, item("here", &["unix:uid:1001"], csr(&key, None))).await?, [""; 0]);
     Ok(())

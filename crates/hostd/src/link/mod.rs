@@ -72,6 +72,12 @@ pub enum LinkError {
     Closed,
 }
 
+/// Whether the connection failed, rather than the attestation: an issuer that refuses a certificate ends the
+/// connection, and says so in TLS alone.
+fn is_of_the_connection(status: &Status) -> bool {
+    std::error::Error::source(status).is_some()
+}
+
 /// tonic hides the reason of a failed connection in the chain of sources.
 fn words(status: &Status) -> String {
     let mut text =
@@ -236,12 +242,21 @@ impl Link {
         self.svid.not_after().is_none_or(|end| end <= clock::now()) || self.attest_at <= clock::now()
     }
 
-    /// Attests over a connection that shows no certificate, and takes the new credential.
+    /// Attests and takes the new credential. A host whose credential still holds shows it: the issuer keeps
+    /// room for such hosts. An issuer that does not take it, since its roots are new, is asked without.
     async fn attest(&mut self, endpoint: &str) -> Result<(), LinkError> {
-        let config = tls::client_config(Accept::Issuers(self.roots.clone()), None)?;
-        let channel = tls::channel(endpoint, Arc::new(config), ChannelOptions::default())?;
         let host = &self.state.host_id;
-        let attested = attest::attest(channel, &self.attester, host, &self.state.trust_domain).await;
+        let over = |channel| attest::attest(channel, &self.attester, host, &self.state.trust_domain);
+        let attested = if self.svid.not_after().is_some_and(|end| end > clock::now()) {
+            match over(self.channel(endpoint)?).await {
+                Err(LinkError::Refused(status)) if is_of_the_connection(&status) => {
+                    over(self.strangers_channel(endpoint)?).await
+                }
+                other => other,
+            }
+        } else {
+            over(self.strangers_channel(endpoint)?).await
+        };
         let attested = attested.inspect_err(|error| {
             if matches!(error, LinkError::Refused(status) if status.code() == tonic::Code::PermissionDenied) {
                 tracing::error!(host_id = %host, reason = %error, remedy = self.attester.remedy(), "host refused");
@@ -287,6 +302,12 @@ impl Link {
         if let Err(reason) = self.state.accept_bundles(bundles) {
             tracing::error!(host_id = %self.state.host_id, reason, "bundle refused");
         }
+    }
+
+    /// A channel that shows no certificate.
+    fn strangers_channel(&self, endpoint: &str) -> Result<Channel, LinkError> {
+        let config = tls::client_config(Accept::Issuers(self.roots.clone()), None)?;
+        Ok(tls::channel(endpoint, Arc::new(config), ChannelOptions::default())?)
     }
 
     /// A channel that shows the host's SVID.

@@ -19,7 +19,9 @@ use hallmark_proto::issuer as wire;
 use hallmark_proto::issuer::host_attestation_server::{HostAttestation, HostAttestationServer};
 use hallmark_proto::issuer::host_link_server::{HostLink, HostLinkServer};
 use hallmark_proto::issuer::issuance_server::IssuanceServer;
-use hallmark_proto::tls::{self, Accept, ClientAuth, Listener, ListenerOptions, PeerInfo, SwappableCert};
+use hallmark_proto::tls::{
+    self, Accept, ClientAuth, Listener, ListenerOptions, PeerInfo, Shared, SwappableCert,
+};
 use rcgen::KeyPair;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -50,6 +52,8 @@ pub struct Conduct {
     pub refreshed: usize,
     pub links: usize,
     pub hellos: Vec<wire::HostHello>,
+    /// Of each attestation begun: whether the host showed its certificate.
+    pub known: Vec<bool>,
     hosts: Vec<mpsc::Sender<Result<wire::HostUpdate, Status>>>,
     spent: Vec<String>,
     ak: Option<(Public, ClockInfo)>,
@@ -70,6 +74,7 @@ impl Default for Conduct {
             refreshed: 0,
             links: 0,
             hellos: vec![],
+            known: vec![],
             hosts: vec![],
             spent: vec![],
             ak: None,
@@ -90,6 +95,7 @@ struct Service {
     conduct: Arc<Mutex<Conduct>>,
     ca: Arc<IssuingCa>,
     root: Arc<Vec<u8>>,
+    hosts_roots: Shared<InfraRoots>,
     issuance: IssuanceService,
 }
 
@@ -118,6 +124,7 @@ impl TlsIssuer {
             conduct: Arc::default(),
             ca: Arc::new(ca),
             root: Arc::new(root.to_vec()),
+            hosts_roots: InfraRoots::new(trust_domain.clone(), [root.as_ref()]).unwrap().into(),
             issuance: IssuanceService::new(),
         };
         let mut this =
@@ -140,6 +147,24 @@ impl TlsIssuer {
 
     pub fn infra_roots(&self) -> InfraRoots {
         InfraRoots::new(TRUST_DOMAIN.parse().unwrap(), [self.service.root.as_slice()]).unwrap()
+    }
+
+    /// Takes no certificate any more that a host could show.
+    pub fn forget_hosts(&self) {
+        let key = software_key();
+        let arc = OidArc::documentation();
+        let trust_domain = TRUST_DOMAIN.parse().unwrap();
+        let params = CaParams {
+            trust_domain: &trust_domain,
+            hierarchy: Hierarchy::Infrastructure,
+            lab: false,
+            arc: &arc,
+            serial: Serial::from_random([3; 16]),
+            now: now(),
+            lifetime: Duration::from_secs(86_400),
+        };
+        let other = root(&params, &key).unwrap();
+        self.service.hosts_roots.store(InfraRoots::new(trust_domain.clone(), [other.as_ref()]).unwrap());
     }
 
     /// Says this to every host that is connected.
@@ -176,7 +201,7 @@ impl TlsIssuer {
         let identity = SwappableCert::new();
         let signing = tls::software_key(key.serialized_der()).unwrap();
         identity.set(vec![leaf.der, self.service.ca.certificate().clone()], signing).unwrap();
-        let accept = Accept::Hosts(self.infra_roots().into());
+        let accept = Accept::Hosts(self.service.hosts_roots.clone());
         let config = tls::server_config(identity.clone(), ClientAuth::Optional(accept)).unwrap();
         let listener = Listener::new(tcp, Arc::new(config), identity, ListenerOptions::default());
         let service = self.service.clone();
@@ -367,6 +392,7 @@ impl HostAttestation for Service {
     ) -> Result<Response<Self::AttestStream>, Status> {
         let (answers, stream) = mpsc::channel(2);
         let this = self.clone();
+        self.conduct.lock().unwrap().known.push(peer(&request).is_ok());
         tokio::spawn(async move {
             let last = this.attestation(request.into_inner(), &answers).await;
             let step = |attested| Some(wire::attest_response::Step::Attested(attested));

@@ -23,7 +23,7 @@ use crate::config::Enrolment;
 use crate::issuer::{Issuer, Turn};
 use crate::record::{Entry, Kind, Record};
 use crate::standing::{HostState, Stored, StoredEkTrust, TpmState};
-use crate::store::{Conflict, JoinTokenSpend, StoreError, Write};
+use crate::store::{AllowedEk, Conflict, JoinTokenSpend, StoreError, Write};
 use crate::{convert, sha256};
 
 /// Longest certificate chain a host may send, and the longest certificate in it (NV padding included).
@@ -114,6 +114,11 @@ async fn by_tpm(
     csr.check_san(&spiffe_id(issuer, host))?;
     // From here to the end one at a time for each host, on what is known of it now.
     let turn = issuer.host_turn(host).await;
+    let trust = match issuer.allowed(&trust.ek_sha256) == trust.listed {
+        true => trust,
+        // An operator has spoken in the meantime.
+        false => trust_ek(issuer, host, &ek, &hello.ek_certificates, now).await?,
+    };
     let known = issuer.host(host);
     if let Some(reason) = known.as_ref().and_then(|h| h.standing.disabled.as_ref()) {
         return Err(AttestRefusal::disabled(host, reason));
@@ -191,6 +196,8 @@ async fn by_join_token(
 /// Why an EK is trusted.
 struct Trusted {
     ek_sha256: [u8; 32],
+    /// Its entry of the allow-list, under whichever host id.
+    listed: Option<AllowedEk>,
     trust: StoredEkTrust,
     simulated: bool,
     /// It was shown to be a software TPM's, now or ever.
@@ -218,15 +225,16 @@ async fn trust_ek(
     let roots = issuer.roots();
     let certificate = (!chain.is_empty())
         .then(|| ek::appraise_certificate(&chain, ek, &roots.vendor, &roots.simulated, now));
-    let entry = issuer.allowed(&ek_sha256).filter(|a| a.host_id == *host);
-    let allowed = entry.is_some();
-    let vouched = entry.is_some_and(|a| a.hardware);
+    let listed = issuer.allowed(&ek_sha256);
+    let entry = listed.as_ref().filter(|a| a.host_id == *host);
+    let (allowed, vouched) = (entry.is_some(), entry.is_some_and(|a| a.hardware));
     let once = issuer.store().ek_was_simulated(&ek_sha256).await?;
     let bound =
         issuer.host(host).is_some_and(|h| h.stored.tpm.as_ref().is_some_and(|t| t.ek_sha256 == ek_sha256));
     let trusted = match certificate {
         Some(Ok(certificate)) => Trusted {
             ek_sha256,
+            listed,
             trust: StoredEkTrust::Certificate,
             simulated: once || certificate.simulated,
             shown_simulated: certificate.simulated,
@@ -240,6 +248,7 @@ async fn trust_ek(
             let hardware = vouched && !says && !once;
             Trusted {
                 ek_sha256,
+                listed,
                 trust: if hardware { StoredEkTrust::Vouched } else { StoredEkTrust::AllowList },
                 simulated: says || once || (issuer.is_lab() && !hardware),
                 shown_simulated: says,

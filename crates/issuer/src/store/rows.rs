@@ -78,7 +78,7 @@ pub struct HostRow {
 }
 
 /// One entry of the allow-list.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AllowedEk {
     /// SHA-256 of the EK's SPKI.
     pub ek_digest: [u8; 32],

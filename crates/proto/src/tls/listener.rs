@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -50,13 +50,16 @@ impl Default for ListenerOptions {
 pub struct Listener {
     tcp: TcpListener,
     acceptor: Acceptor,
+    options: ListenerOptions,
 }
 
+/// The server's part of one TLS handshake. A [`Listener`] has one; a server that counts its connections
+/// itself uses it alone.
 #[derive(Debug, Clone)]
-struct Acceptor {
+pub struct Acceptor {
     config: Arc<ServerConfig>,
     identity: Arc<SwappableCert>,
-    options: ListenerOptions,
+    max_age: Option<Duration>,
 }
 
 impl Listener {
@@ -68,7 +71,7 @@ impl Listener {
         identity: Arc<SwappableCert>,
         options: ListenerOptions,
     ) -> Self {
-        Self { tcp, acceptor: Acceptor { config, identity, options } }
+        Self { tcp, acceptor: Acceptor::new(config, identity, options.max_age), options }
     }
 
     /// Where it listens.
@@ -83,7 +86,7 @@ impl Listener {
     /// Must be called within a tokio runtime.
     pub fn incoming(self) -> Incoming {
         let (sender, receiver) = mpsc::channel(64);
-        let task = tokio::spawn(accept_loop(self.tcp, self.acceptor, sender));
+        let task = tokio::spawn(accept_loop(self.tcp, self.acceptor, self.options, sender));
         Incoming { receiver, task: task.abort_handle() }
     }
 }
@@ -110,9 +113,14 @@ impl Drop for Incoming {
     }
 }
 
-async fn accept_loop(tcp: TcpListener, acceptor: Acceptor, sender: mpsc::Sender<TlsConnection>) {
-    let connections = Arc::new(Semaphore::new(acceptor.options.max_connections));
-    let handshakes = Arc::new(Semaphore::new(acceptor.options.max_handshakes));
+async fn accept_loop(
+    tcp: TcpListener,
+    acceptor: Acceptor,
+    options: ListenerOptions,
+    sender: mpsc::Sender<TlsConnection>,
+) {
+    let connections = Arc::new(Semaphore::new(options.max_connections));
+    let handshakes = Arc::new(Semaphore::new(options.max_handshakes));
     // The semaphores are never closed.
     while let (Ok(connection), Ok(handshake)) =
         (connections.clone().acquire_owned().await, handshakes.clone().acquire_owned().await)
@@ -121,10 +129,10 @@ async fn accept_loop(tcp: TcpListener, acceptor: Acceptor, sender: mpsc::Sender<
             Ok((socket, remote)) => {
                 let (acceptor, sender) = (acceptor.clone(), sender.clone());
                 tokio::spawn(async move {
-                    let accepted = acceptor.accept(socket, remote, connection).await;
+                    let accepted = acceptor.accept(socket, remote, options.handshake_timeout).await;
                     drop(handshake);
                     match accepted {
-                        Ok(stream) => drop(sender.send(stream).await),
+                        Ok(stream) => drop(sender.send(stream.with_permit(connection)).await),
                         Err(reason) => tracing::info!(%remote, %reason, "TLS connection refused"),
                     }
                 });
@@ -139,23 +147,33 @@ async fn accept_loop(tcp: TcpListener, acceptor: Acceptor, sender: mpsc::Sender<
 }
 
 impl Acceptor {
-    async fn accept(
-        self,
+    /// Shakes hands by `config`. `identity` is the certificate that `config` shows: connections end with
+    /// it, and after `max_age`.
+    pub fn new(config: Arc<ServerConfig>, identity: Arc<SwappableCert>, max_age: Option<Duration>) -> Self {
+        Self { config, identity, max_age }
+    }
+
+    /// Shakes hands with whoever connected from `remote`.
+    ///
+    /// # Errors
+    /// The handshake fails, or takes longer than `timeout`.
+    pub async fn accept(
+        &self,
         socket: TcpStream,
         remote: SocketAddr,
-        permit: OwnedSemaphorePermit,
+        timeout: Duration,
     ) -> io::Result<TlsConnection> {
         socket.set_nodelay(true)?;
         // Read before the handshake: should the certificate be swapped meanwhile, the earlier end counts.
         let own_not_after = self.identity.not_after();
         let handshake = TlsAcceptor::from(self.config.clone()).accept(socket);
-        let stream = tokio::time::timeout(self.options.handshake_timeout, handshake)
+        let stream = tokio::time::timeout(timeout, handshake)
             .await
             .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long"))?
             .map_err(explain)?;
         let certificates = stream.get_ref().1.peer_certificates();
         let peer = PeerInfo::of_verified(certificates, Some(remote)).map_err(io::Error::other)?;
         let time = self.config.time_provider.clone();
-        Ok(CappedStream::new(stream, peer, own_not_after, self.options.max_age, time).with_permit(permit))
+        Ok(CappedStream::new(stream, peer, own_not_after, self.max_age, time))
     }
 }

@@ -29,7 +29,7 @@ use rustls::{ClientConfig, ServerConfig};
 pub use accept::{Accept, AgentDemand, PeerError, Policy};
 pub use cert::{CertError, SwappableCert, software_key, token_key};
 pub use channel::{ChannelError, ChannelOptions, channel, unix_channel};
-pub use listener::{Incoming, Listener, ListenerOptions, TlsConnection};
+pub use listener::{Acceptor, Incoming, Listener, ListenerOptions, TlsConnection};
 pub use shared::Shared;
 pub use stream::{CappedStream, PeerInfo};
 
