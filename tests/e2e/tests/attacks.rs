@@ -93,6 +93,11 @@ async fn join_tokens() -> Result<()> {
             (Code::PermissionDenied, "attestation refused: join-token")
         );
     }
+    // And they learn it before there is a challenge to answer, or anything for the CA to sign.
+    let proof = wire::host_hello::Proof::JoinToken(wire::JoinToken { token: "A".repeat(43) });
+    let hello = wire::HostHello { host_id: "host-1".to_owned(), proof: Some(proof), version: String::new() };
+    let unchallenged = Rogue::new(&bed)?.challenged(hello).await.err().context("it was challenged")?;
+    assert_eq!(unchallenged.message(), "attestation refused: join-token");
     // Operators do.
     let records = bed.hallmark_ok(&["records", "--output", "json"])?;
     for reason in ["no such join token", "made for another host id", "used before"] {

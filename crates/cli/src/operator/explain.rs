@@ -106,12 +106,19 @@ impl Present for Explanation {
             ("registered tier", word(&self.registered_tier)),
             ("on this host", verdict),
         ]);
-        for tier in &self.tiers {
+        for (place, tier) in self.tiers.iter().enumerate() {
             page.gap();
             let mark = if tier.tier == self.registered_tier { ", the registered tier" } else { "" };
             let verdict = if tier.reachable { "reachable" } else { "not reachable" };
             page.line(format!("{}: {verdict}{mark}", tier.tier));
-            let rows = tier.requirements.iter().map(|r| {
+            // What stands above with the same finding is not said again. The JSON has all of it.
+            let earlier = &self.tiers[..place];
+            let is_new = |r: &&RequirementView| {
+                !earlier.iter().flat_map(|t| &t.requirements).any(|e| e.code == r.code && e.found == r.found)
+            };
+            let shown: Vec<&RequirementView> = tier.requirements.iter().filter(is_new).collect();
+            let repeated = tier.requirements.len() - shown.len();
+            let rows = shown.into_iter().map(|r| {
                 let attack = if r.attack_detail.is_empty() {
                     r.attack.clone()
                 } else {
@@ -119,11 +126,11 @@ impl Present for Explanation {
                 };
                 vec![word(&r.state), word(&r.title), word(&r.found), toned(Tone::of(&r.attack), attack)]
             });
-            page.table(
-                &["state", "requirement", "found", "attack is"],
-                rows.collect(),
-                "  nothing is demanded",
-            );
+            let empty = if repeated == 0 { "  nothing is demanded" } else { "  nothing more" };
+            page.table(&["state", "requirement", "found", "attack is"], rows.collect(), empty);
+            if repeated > 0 {
+                page.line(format!("and {repeated} as above"));
+            }
         }
     }
 }
