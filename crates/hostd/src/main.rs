@@ -11,7 +11,8 @@ use hallmark_hostd::{daemon, logging};
 use hallmark_hsm::{EXIT_PIN_REFUSED, HsmError};
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 
-/// Gives the memory of agents that have gone back to the system, which the C library's does not.
+/// Gives the memory of agents that have gone back to the system, which the C library's does not: at once, as
+/// `allocator.c` sets it up.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
@@ -86,10 +87,6 @@ fn run(file: &std::path::Path) -> anyhow::Result<()> {
     let log = logging::start(config.log_format, &config.log_level).map_err(anyhow::Error::msg)?;
     protect_memory().context("keys in memory cannot be kept out of core dumps")?;
     raise_descriptors();
-    // A thread of the allocator's own gives back what is free, even while nothing is asked of it.
-    if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
-        tracing::warn!(%error, "memory that agents leave behind is given back late");
-    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(BLOCKING)

@@ -181,7 +181,8 @@ impl Instance {
             };
             // News of while this is asked counts, and older news does not.
             news.mark_unchanged();
-            match self.renew(why).await {
+            // Boxed, as it is seldom under way: else each instance would hold its room for life.
+            match Box::pin(self.renew(why)).await {
                 Ok(()) => {
                     retry = Retry::new();
                     self.shown().into_iter().for_each(|shown| drop(stream.send_replace(shown)));

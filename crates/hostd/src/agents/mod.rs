@@ -4,6 +4,7 @@
 //! with the process, when the process replaces its image, when its registration no longer matches, when
 //! its certificate is revoked; and with it its key.
 
+mod body;
 mod caller;
 mod instance;
 mod registry;
@@ -23,15 +24,13 @@ use hallmark_proto::agent::{
     WhoAmIResponse,
 };
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::WatchStream;
-use tokio_stream::{Stream, StreamExt};
 use tonic::codegen::Bytes;
 use tonic::{Request, Response, Status};
 
 use crate::keys::{KeyError, KeyStores};
 use crate::link::issuer::{EndReason, Issuer};
 use crate::state::State;
-use instance::{Instance, Shown};
+use instance::Instance;
 use registry::Registry;
 use share::Shares;
 
@@ -206,7 +205,7 @@ impl Agents {
 #[derive(Clone)]
 struct Service(Arc<Agents>);
 
-type IdentityStream = std::pin::Pin<Box<dyn Stream<Item = Result<Identity, Status>> + Send>>;
+type IdentityStream = tokio_stream::Empty<Result<Identity, Status>>;
 
 #[tonic::async_trait]
 impl AgentIdentity for Service {
@@ -223,11 +222,10 @@ impl AgentIdentity for Service {
         let first = instance.shown().ok_or_else(|| Status::internal("no identity"))?;
         let (sender, receiver) = watch::channel(first);
         tokio::spawn(instance.serve(sender));
-        let stream = WatchStream::new(receiver).map(|shown| match shown {
-            Shown::Identity(identity) => Ok(Identity::clone(&identity)),
-            Shown::End(status) => Err(status),
-        });
-        Ok(Response::new(Box::pin(stream)))
+        // What is shown becomes the body in `body::fill`.
+        let mut answer = Response::new(tokio_stream::empty());
+        answer.extensions_mut().insert(body::Watched(receiver));
+        Ok(answer)
     }
 
     async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignResponse>, Status> {

@@ -22,7 +22,7 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 
 use super::caller::{AgentStream, Caller, Counted, Counter};
 use super::socket::Socket;
-use super::{Agents, Service};
+use super::{Agents, Service, body};
 use crate::observe::ImageDigests;
 
 /// Largest request: every one of them is a few dozen bytes.
@@ -151,7 +151,10 @@ impl<H: Health> Services<H> {
     async fn answer(mut self, request: http::Request<Incoming>) -> Result<http::Response<Body>, Infallible> {
         let service = request.uri().path().split('/').nth(1).unwrap_or_default();
         let answered = match service {
-            SERVICE_NAME => tokio::time::timeout(TIMEOUT, self.agents.call(request)).await,
+            SERVICE_NAME => {
+                let answered = tokio::time::timeout(TIMEOUT, self.agents.call(request)).await;
+                answered.map(|answer| answer.map(body::fill))
+            }
             tonic_health::pb::health_server::SERVICE_NAME => {
                 tokio::time::timeout(TIMEOUT, self.health.call(request)).await
             }
