@@ -315,7 +315,7 @@ impl Present for Allowed {
         page.line(if self.vouch_hardware {
             "You vouch that it is a hardware TPM."
         } else {
-            "Nobody vouches that it is a hardware TPM (--vouch-hardware): without a manufacturer's certificate it counts for foundation only."
+            "Without a manufacturer's certificate it counts for foundation only, unless you vouch for it (--vouch-hardware) or the trust domain is a lab."
         });
     }
 }
