@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 /// Version of the entry's form.
 const VERSION: u32 = 1;
+/// Room for the usual entry, in bytes.
+const USUAL: usize = 1024;
 
 /// An entry ready for the store.
 #[derive(Debug, Clone)]
@@ -167,8 +169,12 @@ impl Record<'_> {
         self.kind = kind.as_str();
         self.outcome = outcome;
         self.serial = serial.map(crate::hex);
+        let mut body = Vec::with_capacity(USUAL);
         // A struct of strings and numbers has no way to fail in JSON; an empty body would still be a record.
-        let body = serde_json::to_string(&self).unwrap_or_default();
+        let body = match serde_json::to_writer(&mut body, &self) {
+            Ok(()) => String::from_utf8(body).unwrap_or_default(),
+            Err(_) => String::new(),
+        };
         Entry {
             at,
             kind: self.kind,

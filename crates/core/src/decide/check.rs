@@ -19,6 +19,23 @@ pub(super) struct Case<'a> {
     pub(super) agent: Option<&'a AgentStanding>,
     pub(super) rules: &'a TrustRules,
     pub(super) now: i64,
+    pub(super) words: Words,
+}
+
+/// Whether a requirement that is met is put into words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Words {
+    /// It is: somebody wants to read it.
+    Always,
+    /// It is not: a decision lists what is missing alone.
+    Unmet,
+}
+
+impl Words {
+    fn met(self, found: impl FnOnce() -> String) -> Finding {
+        let found = if self == Words::Always { found() } else { String::new() };
+        Finding { state: State::Met, found }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,10 +50,6 @@ pub(super) enum State {
 pub(super) struct Finding {
     pub(super) state: State,
     pub(super) found: String,
-}
-
-fn met(found: impl Into<String>) -> Finding {
-    Finding { state: State::Met, found: found.into() }
 }
 
 fn unmet(found: impl Into<String>) -> Finding {
@@ -62,23 +75,23 @@ impl Case<'_> {
             Requirement::KeyCustody => self.key_custody(),
             Requirement::HardwareKey => self.hardware_key(),
             Requirement::KeyPcrBinding => self.key_pcr_binding(),
-            Requirement::Pkcs11Accepted => pkcs11_accepted(self.rules),
+            Requirement::Pkcs11Accepted => pkcs11_accepted(self.rules, self.words),
             Requirement::Pkcs11Attributes => self.pkcs11_attributes(),
             Requirement::HostEnabled
             | Requirement::HostProved
             | Requirement::HostTpm
             | Requirement::HardwareTpm
             | Requirement::PcrPolicy
-            | Requirement::FreshQuote => check_host(requirement, self.host, self.rules, self.now),
+            | Requirement::FreshQuote => check_host(requirement, self.host, self.rules, self.now, self.words),
         }
     }
 
     fn host_named(&self) -> Finding {
         let (host, name) = (&self.host.host_id, self.registration.name());
         match self.registration.hosts().iter().find(|pattern| pattern.matches(host)) {
-            Some(pattern) => {
-                met(format!("host {host} is named by {pattern:?}", pattern = pattern.to_string()))
-            }
+            Some(pattern) => self
+                .words
+                .met(|| format!("host {host} is named by {pattern:?}", pattern = pattern.to_string())),
             None => {
                 let hosts: Vec<String> = self.registration.hosts().iter().map(ToString::to_string).collect();
                 unmet(format!("registration {name} names {}, not {host}", hosts.join(", ")))
@@ -99,7 +112,7 @@ impl Case<'_> {
         let missing: Vec<String> =
             unmatched(demanded, &agent.selectors).iter().map(ToString::to_string).collect();
         if missing.is_empty() {
-            met(format!("all {} were observed", demanded.len()))
+            self.words.met(|| format!("all {} were observed", demanded.len()))
         } else {
             unmet(format!("not observed of the process: {}", missing.join(", ")))
         }
@@ -118,8 +131,8 @@ impl Case<'_> {
             Some(agent) if !binding.any(|s| agent.selectors.contains(s)) => {
                 unmet(format!("not observed of the process: {}", all.join(", ")))
             }
-            Some(_) => met(format!("observed: {}", all.join(", "))),
-            None => met(format!("registered: {}", all.join(", "))),
+            Some(_) => self.words.met(|| format!("observed: {}", all.join(", "))),
+            None => self.words.met(|| format!("registered: {}", all.join(", "))),
         }
     }
 
@@ -127,7 +140,7 @@ impl Case<'_> {
         let demanded = self.registration.key().custody;
         match self.agent.map(|a| a.key.custody()) {
             None => at_issuance(format!("the key must be {demanded}")),
-            Some(shown) if shown == demanded => met(format!("the key is {shown}")),
+            Some(shown) if shown == demanded => self.words.met(|| format!("the key is {shown}")),
             Some(shown) => {
                 unmet(format!("the registration demands a {demanded} key; the one presented is {shown}"))
             }
@@ -141,8 +154,8 @@ impl Case<'_> {
                 "{} demands a key in hardware (tpm-certified, or pkcs11-asserted where accepted); this one is software",
                 self.tier
             )),
-            (_, Some(_)) => met(format!("the key is {custody}")),
-            (_, None) => met(format!("the registration demands {custody}")),
+            (_, Some(_)) => self.words.met(|| format!("the key is {custody}")),
+            (_, None) => self.words.met(|| format!("the registration demands {custody}")),
         }
     }
 
@@ -154,7 +167,7 @@ impl Case<'_> {
             Some(KeyStanding::Software | KeyStanding::Pkcs11(_)) => BTreeSet::new(),
         };
         if shown == *demanded {
-            met(format!("the key is bound to {}", pcrs(&shown)))
+            self.words.met(|| format!("the key is bound to {}", pcrs(&shown)))
         } else {
             let (demanded, shown) = (pcrs(demanded), pcrs(&shown));
             unmet(format!("the registration demands a key bound to {demanded}; this one is bound to {shown}"))
@@ -167,7 +180,7 @@ impl Case<'_> {
             Some(KeyStanding::Pkcs11(assertion)) => {
                 let (token, lacking) = (&assertion.token_label, assertion.lacking());
                 if lacking.is_empty() {
-                    met(format!("token {token:?} says it was made there and cannot leave"))
+                    self.words.met(|| format!("token {token:?} says it was made there and cannot leave"))
                 } else {
                     unmet(format!("token {token:?} does not say {} of this key", lacking.join(", ")))
                 }
@@ -183,39 +196,48 @@ pub(super) fn check_host(
     host: &HostStanding,
     rules: &TrustRules,
     now: i64,
+    words: Words,
 ) -> Finding {
     match requirement {
         Requirement::HostEnabled => match &host.disabled {
-            None => met("not disabled"),
+            None => words.met(|| "not disabled".to_owned()),
             Some(reason) => unmet(format!("an operator disabled host {}: {reason}", host.host_id)),
         },
-        Requirement::HostProved => host_proved(host, rules, now),
+        Requirement::HostProved => host_proved(host, rules, now, words),
         Requirement::HostTpm => match &host.proof {
-            HostProof::Tpm { ek_trust: EkTrust::Certificate, .. } => met("TPM, EK certificate trusted"),
+            HostProof::Tpm { ek_trust: EkTrust::Certificate, .. } => {
+                words.met(|| "TPM, EK certificate trusted".to_owned())
+            }
             HostProof::Tpm { ek_trust: EkTrust::AllowList, .. } => {
-                met("TPM, EK on the operator's allow-list")
+                words.met(|| "TPM, EK on the operator's allow-list".to_owned())
             }
             HostProof::Tpm { ek_trust: EkTrust::Vouched, .. } => {
-                met("TPM, EK on the operator's allow-list, vouched for as hardware")
+                words.met(|| "TPM, EK on the operator's allow-list, vouched for as hardware".to_owned())
             }
             HostProof::JoinToken => unmet("the host proved itself by a join token; a TPM is needed"),
         },
-        Requirement::HardwareTpm => hardware_tpm(host, rules),
-        Requirement::PcrPolicy => pcr_policy(host),
-        Requirement::FreshQuote => fresh_quote(host, rules, now),
+        Requirement::HardwareTpm => hardware_tpm(host, rules, words),
+        Requirement::PcrPolicy => pcr_policy(host, words),
+        Requirement::FreshQuote => fresh_quote(host, rules, now, words),
         _ => unmet("not a matter of the host alone"),
     }
 }
 
-fn hardware_tpm(host: &HostStanding, rules: &TrustRules) -> Finding {
+fn hardware_tpm(host: &HostStanding, rules: &TrustRules, words: Words) -> Finding {
     let HostProof::Tpm { simulated, ek_trust } = &host.proof else { return unmet("the host showed no TPM") };
     match (simulated, rules.lab, ek_trust) {
-        (true, true, _) => met("simulated TPM, which counts in this lab trust domain only"),
+        (true, true, _) => {
+            words.met(|| "simulated TPM, which counts in this lab trust domain only".to_owned())
+        }
         (true, false, _) => {
             unmet("the TPM is simulated, and this is a production trust domain: a hardware TPM is needed")
         }
-        (false, _, EkTrust::Certificate) => met("a manufacturer's root signed its EK certificate"),
-        (false, _, EkTrust::Vouched) => met("an operator vouched for it; no certificate says so"),
+        (false, _, EkTrust::Certificate) => {
+            words.met(|| "a manufacturer's root signed its EK certificate".to_owned())
+        }
+        (false, _, EkTrust::Vouched) => {
+            words.met(|| "an operator vouched for it; no certificate says so".to_owned())
+        }
         (false, _, EkTrust::AllowList) => unmet(format!(
             "nothing says that this TPM is hardware: no EK certificate leads to a manufacturer's root, and no operator \
              vouched for it (`hallmark host allow {} --ek-sha256 … --vouch-hardware`)",
@@ -224,15 +246,15 @@ fn hardware_tpm(host: &HostStanding, rules: &TrustRules) -> Finding {
     }
 }
 
-fn host_proved(host: &HostStanding, rules: &TrustRules, now: i64) -> Finding {
+fn host_proved(host: &HostStanding, rules: &TrustRules, now: i64, words: Words) -> Finding {
     let age = now.saturating_sub(host.attested_at);
     if age < -CLOCK_SKEW {
         return unmet(format!("its attestation lies {} s in the future: check the clocks", -age));
     }
     match host.proof {
-        HostProof::JoinToken => met(format!("by join token, {} s ago", age.max(0))),
+        HostProof::JoinToken => words.met(|| format!("by join token, {} s ago", age.max(0))),
         HostProof::Tpm { .. } if within(age, rules.attestation_max_age) => {
-            met(format!("by its TPM, {} s ago", age.max(0)))
+            words.met(|| format!("by its TPM, {} s ago", age.max(0)))
         }
         HostProof::Tpm { .. } => unmet(format!(
             "its attestation is {age} s old, more than {} s: it must attest again",
@@ -241,9 +263,9 @@ fn host_proved(host: &HostStanding, rules: &TrustRules, now: i64) -> Finding {
     }
 }
 
-fn pcr_policy(host: &HostStanding) -> Finding {
+fn pcr_policy(host: &HostStanding, words: Words) -> Finding {
     match &host.pcr {
-        PcrStanding::Met { policy } => met(format!("policy {policy:?} met")),
+        PcrStanding::Met { policy } => words.met(|| format!("policy {policy:?} met")),
         PcrStanding::NotMet { policy, mismatches } => {
             unmet(format!("policy {policy:?} not met: {}", mismatches.join("; ")))
         }
@@ -254,13 +276,13 @@ fn pcr_policy(host: &HostStanding) -> Finding {
     }
 }
 
-fn fresh_quote(host: &HostStanding, rules: &TrustRules, now: i64) -> Finding {
+fn fresh_quote(host: &HostStanding, rules: &TrustRules, now: i64, words: Words) -> Finding {
     let Some(quote_at) = host.quote_at else { return unmet("the host gave no quote") };
     let (age, max) = (now.saturating_sub(quote_at), rules.quote_max_age.as_secs());
     if age < -CLOCK_SKEW {
         unmet(format!("its last quote lies {} s in the future: check the clocks", -age))
     } else if within(age, rules.quote_max_age) {
-        met(format!("its last quote is {} s old, at most {max} s", age.max(0)))
+        words.met(|| format!("its last quote is {} s old, at most {max} s", age.max(0)))
     } else {
         unmet(format!("its last quote is {age} s old, more than {max} s"))
     }
@@ -270,9 +292,9 @@ fn within(age: i64, max: std::time::Duration) -> bool {
     u64::try_from(age.max(0)).is_ok_and(|age| age <= max.as_secs())
 }
 
-fn pkcs11_accepted(rules: &TrustRules) -> Finding {
+fn pkcs11_accepted(rules: &TrustRules, words: Words) -> Finding {
     if rules.accept_pkcs11_asserted {
-        met("this trust domain accepts pkcs11-asserted keys")
+        words.met(|| "this trust domain accepts pkcs11-asserted keys".to_owned())
     } else {
         unmet("this trust domain does not accept a PKCS#11 module's word for a key's custody")
     }

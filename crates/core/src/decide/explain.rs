@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::check::{Case, State, check_host};
+use super::check::{Case, State, Words, check_host};
 use super::{Attack, HostStanding, Requirement, TrustRules, Unmet};
 use crate::registration::Registration;
 use crate::tier::Tier;
@@ -67,7 +67,9 @@ pub fn explain(
 ) -> Vec<TierExplanation> {
     Tier::ALL
         .into_iter()
-        .map(|tier| explain_tier(&Case { tier, registration, host, agent: None, rules, now }))
+        .map(|tier| {
+            explain_tier(&Case { tier, registration, host, agent: None, rules, now, words: Words::Always })
+        })
         .collect()
 }
 
@@ -96,7 +98,7 @@ pub fn highest_tier(host: &HostStanding, rules: &TrustRules, now: i64) -> (Optio
         Requirement::ALL
             .into_iter()
             .filter(|r| r.of_host() && r.of_tier(tier))
-            .map(|requirement| (requirement, check_host(requirement, host, rules, now)))
+            .map(|requirement| (requirement, check_host(requirement, host, rules, now, Words::Unmet)))
             .filter(|(_, finding)| finding.state != State::Met)
             .map(|(requirement, finding)| Unmet { requirement, detail: finding.found })
             .collect()

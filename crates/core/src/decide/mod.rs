@@ -22,7 +22,7 @@ use crate::id::{HostId, InstanceId, Subject};
 use crate::registration::{Registered, Registration};
 use crate::tier::{Custody, Tier};
 
-use check::{Case, State};
+use check::{Case, State, Words};
 
 pub use explain::{Explained, ExplainedState, TierExplanation, explain, highest_tier};
 pub use requirement::{Attack, Requirement};
@@ -47,7 +47,8 @@ pub fn decide(
     now: i64,
 ) -> Result<Grant, Refusal> {
     let registration = &registered.registration;
-    let case = Case { tier: registration.tier(), registration, host, agent: Some(agent), rules, now };
+    let (tier, agent_shown) = (registration.tier(), Some(agent));
+    let case = Case { tier, registration, host, agent: agent_shown, rules, now, words: Words::Unmet };
     let unmet: Vec<Unmet> = case
         .requirements()
         .map(|requirement| (requirement, case.check(requirement)))

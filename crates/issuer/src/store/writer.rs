@@ -6,6 +6,7 @@
 //! What the appending ones claim is then held against what is alive ([`super::live`]).
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hallmark_core::id::{HostId, InstanceId};
 use sqlx::sqlite::{SqliteArguments, SqlitePool};
@@ -21,6 +22,8 @@ use crate::record::Entry;
 
 /// Most requests gathered into one commit.
 const GROUP: usize = 256;
+/// Longest that a commit waits for more to join it while more keeps coming.
+const PATIENCE: Duration = Duration::from_millis(3);
 
 /// The writer's own state.
 pub(super) struct Writer {
@@ -47,7 +50,7 @@ impl Writer {
     /// Serves write requests until every [`super::Store`] is gone.
     pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Request>) {
         let mut group = Vec::with_capacity(GROUP);
-        while queue.recv_many(&mut group, GROUP).await > 0 {
+        while gather(&mut queue, &mut group).await {
             let (mut writes, mut answers) =
                 (Vec::with_capacity(group.len()), Vec::with_capacity(group.len()));
             for request in group.drain(..) {
@@ -176,6 +179,27 @@ impl Writer {
                     _ => {}
                 }
             }
+        }
+    }
+}
+
+/// Takes what waits, and lets every task that is ready to run go first: what those ask for joins the same
+/// commit. A request that comes alone is kept waiting by nothing. False: nobody is left to ask.
+async fn gather(queue: &mut mpsc::Receiver<Request>, group: &mut Vec<Request>) -> bool {
+    if queue.recv_many(group, GROUP).await == 0 {
+        return false;
+    }
+    let begun = Instant::now();
+    loop {
+        let before = group.len();
+        tokio::task::yield_now().await;
+        while group.len() < GROUP
+            && let Ok(request) = queue.try_recv()
+        {
+            group.push(request);
+        }
+        if group.len() == before || group.len() >= GROUP || begun.elapsed() >= PATIENCE {
+            return true;
         }
     }
 }
