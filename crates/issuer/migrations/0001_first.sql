@@ -19,7 +19,8 @@ CREATE TABLE authorities (
 );
 
 -- Hosts, each bound to one EK for ever. `standing` is versioned JSON: what the last attestation showed.
--- A removed host keeps its row: the binding outlives it. `simulated` is for ever, too: an EK that was once shown
+-- A removed host keeps its row: the binding outlives it. `last_removed` stays when it enrols anew: no credential
+-- of before counts again. `simulated` is for ever, too: an EK that was once shown
 -- to be a software TPM's is one.
 CREATE TABLE hosts (
     host_id         TEXT    PRIMARY KEY,
@@ -28,7 +29,8 @@ CREATE TABLE hosts (
     simulated       INTEGER NOT NULL,
     standing        TEXT    NOT NULL,
     disabled        TEXT,
-    removed_at      INTEGER
+    removed_at      INTEGER,
+    last_removed    INTEGER
 );
 
 -- EKs that an operator allows, each for one host id; `hardware` is the operator's word that it is no

@@ -14,16 +14,22 @@ use crate::issuer::Issuer;
 
 /// From thisUpdate to nextUpdate.
 const VALIDITY: Duration = Duration::from_secs(3600);
+/// After a list could not be written.
+const RETRY: Duration = Duration::from_secs(10);
 /// Revocations that come together go into one list.
 const GATHER: Duration = Duration::from_millis(500);
 
 /// Writes the lists whenever they are due, until the issuer drains.
 pub async fn run(issuer: Arc<Issuer>) {
     loop {
-        if let Err(error) = write(&issuer).await {
-            tracing::error!(%error, "CRLs could not be written; the old ones stand");
-        }
-        let _ = tokio::time::timeout(VALIDITY / 2, issuer.crl_wanted()).await;
+        let again = match write(&issuer).await {
+            Ok(()) => VALIDITY / 2,
+            Err(error) => {
+                tracing::error!(%error, again_s = RETRY.as_secs(), "a CRL could not be written; the old one stands for now");
+                RETRY
+            }
+        };
+        let _ = tokio::time::timeout(again, issuer.crl_wanted()).await;
         if issuer.is_draining() {
             return;
         }
@@ -38,6 +44,7 @@ async fn write(issuer: &Arc<Issuer>) -> anyhow::Result<()> {
     let revocations = issuer.store().revocations(listed).await?;
     let dir = issuer.config().public_dir().join("crl");
     tokio::fs::create_dir_all(&dir).await?;
+    let mut failed = None;
     for tier in [Tier::Enterprise, Tier::Advanced] {
         let hierarchy = Hierarchy::Tier(tier);
         let revoked: Vec<Revoked> = revocations
@@ -50,7 +57,7 @@ async fn write(issuer: &Arc<Issuer>) -> anyhow::Result<()> {
             .collect();
         let issuer = issuer.clone();
         let path = dir.join(format!("{tier}.crl"));
-        tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
+        let written = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
             let authority =
                 issuer.ca().authority(hierarchy).ok_or_else(|| anyhow::anyhow!("no {hierarchy} CA"))?;
             let next_update = now.saturating_add(i64::try_from(VALIDITY.as_secs())?);
@@ -64,9 +71,13 @@ async fn write(issuer: &Arc<Issuer>) -> anyhow::Result<()> {
             })?;
             replace_file(&path, &der)
         })
-        .await??;
+        .await?;
+        // One that fails does not keep the other back.
+        if let Err(error) = written {
+            failed = Some(error.context(format!("{tier}.crl")));
+        }
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
 
 /// RFC 5280 section 5.3.1.

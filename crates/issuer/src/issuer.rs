@@ -50,6 +50,7 @@ pub struct Issuer {
     token: Option<Token>,
     roots: RwLock<Arc<Roots>>,
     hosts: RwLock<HashMap<HostId, Arc<HostState>>>,
+    removals: RwLock<HashMap<HostId, i64>>,
     allowed: RwLock<HashMap<[u8; 32], AllowedEk>>,
     registry: RwLock<Arc<Registry>>,
     registry_turn: Arc<AsyncMutex<()>>,
@@ -141,6 +142,7 @@ impl Issuer {
             .under(&config.attestation.pcr_policies, row.disabled, 0);
             hosts.insert(row.host_id, Arc::new(state));
         }
+        let removals = store.removals().await?.into_iter().collect();
         let allowed = store.allowed_eks().await?.into_iter().map(|a| (a.ek_digest, a)).collect();
         let revision = store.registrations_revision().await?;
         let registry =
@@ -153,6 +155,7 @@ impl Issuer {
             token,
             roots: RwLock::new(Arc::new(roots)),
             hosts: RwLock::new(hosts),
+            removals: RwLock::new(removals),
             allowed: RwLock::new(allowed),
             registry: RwLock::new(Arc::new(registry)),
             registry_turn: Arc::default(),
@@ -314,8 +317,14 @@ impl Issuer {
     }
 
     /// Forgets a host that was removed from the store.
-    pub fn drop_host(&self, host: &HostId) {
+    pub fn drop_host(&self, host: &HostId, at: i64) {
         write(&self.hosts).remove(host);
+        write(&self.removals).insert(host.clone(), at);
+    }
+
+    /// When a host was last removed. No credential that it got until then counts, though it enrol anew.
+    pub fn last_removed(&self, host: &HostId) -> Option<i64> {
+        read(&self.removals).get(host).copied()
     }
 
     /// The allow-list's entry for an EK.

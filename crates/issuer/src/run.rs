@@ -36,7 +36,7 @@ const OWN_SVID_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 /// How long requests in flight may take once the end has begun.
 const DRAIN: Duration = Duration::from_secs(10);
 /// How often expired rows are dropped.
-const PURGE_EVERY: Duration = Duration::from_secs(600);
+const PURGE_EVERY: Duration = Duration::from_secs(60);
 /// How often the CA key proves that it signs.
 const HEALTH_EVERY: Duration = Duration::from_secs(30);
 

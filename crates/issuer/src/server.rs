@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
 use hallmark_core::id::{HostId, InstanceId, Subject};
+use hallmark_core::x509::BACKDATE;
 use hallmark_proto::issuer as wire;
 use hallmark_proto::issuer::host_attestation_server::HostAttestation;
 use hallmark_proto::issuer::host_link_server::HostLink;
@@ -30,14 +31,25 @@ impl HostServices {
     pub fn new(issuer: Arc<Issuer>) -> Self {
         Self { issuer }
     }
-}
 
-/// The host at the other end, from its certificate.
-fn caller<T>(request: &Request<T>) -> Result<HostId, Status> {
-    let peer = request.extensions().get::<PeerInfo>();
-    match peer.and_then(|p| p.spiffe_id.as_ref()).map(|id| &id.subject) {
-        Some(Subject::Host(host)) => Ok(host.clone()),
-        _ => Err(Status::unauthenticated("this method needs mutual TLS with a host SVID")),
+    /// The host at the other end, from its certificate.
+    fn caller<T>(&self, request: &Request<T>) -> Result<HostId, Status> {
+        let peer = request.extensions().get::<PeerInfo>();
+        let Some((peer, Subject::Host(host))) =
+            peer.and_then(|p| p.spiffe_id.as_ref().map(|id| (p, &id.subject)))
+        else {
+            return Err(Status::unauthenticated("this method needs mutual TLS with a host SVID"));
+        };
+        if let Some(removed) = self.issuer.last_removed(host) {
+            let issued = peer.not_before.map_or(i64::MIN, |at| at.saturating_add(BACKDATE));
+            if issued <= removed {
+                tracing::warn!(host_id = %host, issued, removed, "host refused: its credential is of before its removal");
+                return Err(Status::unauthenticated(
+                    "this host SVID ended when the host was removed; attest anew",
+                ));
+            }
+        }
+        Ok(host.clone())
     }
 }
 
@@ -89,7 +101,7 @@ impl HostAttestation for HostServices {
         &self,
         request: Request<Streaming<wire::RefreshRequest>>,
     ) -> Result<Response<Self::RefreshStream>, Status> {
-        let host = caller(&request)?;
+        let host = self.caller(&request)?;
         let issuer = self.issuer.clone();
         let deadline = issuer.config().limits.attestation_timeout;
         let requests = request.into_inner();
@@ -116,7 +128,7 @@ impl Issuance for HostServices {
         &self,
         request: Request<wire::IssueRequest>,
     ) -> Result<Response<wire::IssueResponse>, Status> {
-        let host = caller(&request)?;
+        let host = self.caller(&request)?;
         let results = flow::issue::issue(&self.issuer, &host, request.into_inner().items).await?;
         Ok(Response::new(wire::IssueResponse { results }))
     }
@@ -127,7 +139,7 @@ impl Issuance for HostServices {
     ) -> Result<Response<wire::RetireResponse>, Status> {
         /// As many as a host daemon may hold.
         const MOST: usize = 16_384;
-        let host = caller(&request)?;
+        let host = self.caller(&request)?;
         let request = request.into_inner();
         if request.instance_ids.len() > MOST {
             return Err(Status::invalid_argument(format!("more than {MOST} instances")));
@@ -153,7 +165,7 @@ impl HostLink for HostServices {
         &self,
         request: Request<wire::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let host = caller(&request)?;
+        let host = self.caller(&request)?;
         // The stream is open before anything is looked at, so that no change falls between the two.
         let (updates, receiver) = self.issuer.hub().open(&host);
         let refused = match self.issuer.host(&host) {

@@ -4,8 +4,10 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use hallmark_e2e::{Agent, Bed, BedOptions, Host, Proof, example, registration, wait_until};
+use hallmark_e2e::{Agent, Bed, BedOptions, Host, Proof, Rogue, example, registration, wait_until};
 use hallmark_kit::swtpm::Swtpm;
+use hallmark_proto::issuer as wire;
+use hallmark_proto::issuer::host_link_client::HostLinkClient;
 
 /// A host in the advanced tier, with an agent of each tier registered for the stub.
 fn bed() -> Result<(Bed, Host)> {
@@ -278,5 +280,31 @@ fn a_stricter_pcr_policy_ends_what_was_issued_under_the_old_one() -> Result<()> 
     enterprise.says("ended")?;
     advanced.says("ended")?;
     assert_eq!(state_of(&bed, "agent-foundation", &kept.instance)?, "live");
+    Ok(())
+}
+
+/// Whether the issuer lets this host follow it.
+async fn follows(bed: &Bed, host: &Rogue) -> Result<Result<(), tonic::Code>> {
+    let mut client = HostLinkClient::new(host.connection(bed)?);
+    let answer = client.watch(wire::WatchRequest { have_revision: 0 }).await;
+    Ok(answer.map(drop).map_err(|status| status.code()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_hosts_old_credential_is_dead_though_the_host_enrols_anew() -> Result<()> {
+    let mut bed = Bed::start(BedOptions::default())?;
+    let stolen = Rogue::joined(&bed, "web-01").await?;
+    assert_eq!(follows(&bed, &stolen).await?, Ok(()));
+    bed.hallmark_ok(&["host", "remove", "web-01", "--yes"])?;
+    assert_eq!(follows(&bed, &stolen).await?, Err(tonic::Code::Unauthenticated));
+    let anew = Rogue::joined(&bed, "web-01").await?;
+    for restarted in [false, true] {
+        if restarted {
+            bed.stop_issuer()?;
+            bed.start_issuer()?;
+        }
+        assert_eq!(follows(&bed, &stolen).await?, Err(tonic::Code::Unauthenticated), "{restarted}");
+        assert_eq!(follows(&bed, &anew).await?, Ok(()), "{restarted}");
+    }
     Ok(())
 }

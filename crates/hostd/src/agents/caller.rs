@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 
 use super::Limits;
@@ -24,8 +25,15 @@ pub(super) struct Caller(Arc<Result<(Process, Observation), ObserveError>>);
 
 impl Caller {
     /// Looks at who connected; see [`observe`].
-    pub(super) async fn of(socket: UnixStream, digests: Arc<ImageDigests>) -> io::Result<(UnixStream, Self)> {
+    pub(super) async fn of(
+        socket: UnixStream,
+        digests: Arc<ImageDigests>,
+        looks: &Looks,
+    ) -> io::Result<(UnixStream, Self)> {
+        let turn = looks.turn(socket.peer_cred()?.uid()).await?;
         let looked = tokio::task::spawn_blocking(move || {
+            // Held until the look is over, whoever has gone away meanwhile.
+            let _turn = turn;
             let seen = observe(&socket, &digests);
             (socket, Self(Arc::new(seen)))
         });
@@ -45,6 +53,36 @@ impl Caller {
     /// The same without looking again.
     pub(super) fn known(&self) -> Option<(&Process, &Observation)> {
         self.0.as_ref().as_ref().ok().map(|(process, seen)| (process, seen))
+    }
+}
+
+/// Looks at processes under way. Each may read a large image, or wait for a file system that is slow or
+/// hostile: a user has one at a time, and all of them never take every blocking thread.
+#[derive(Debug)]
+pub(super) struct Looks {
+    all: Arc<Semaphore>,
+    by_user: Mutex<HashMap<u32, Arc<Semaphore>>>,
+}
+
+/// Looks at one time: half of the blocking threads (`main.rs`); event logs and PKCS#11 calls have the rest.
+const LOOKS: usize = 4;
+
+impl Default for Looks {
+    fn default() -> Self {
+        Self { all: Arc::new(Semaphore::new(LOOKS)), by_user: Mutex::default() }
+    }
+}
+
+impl Looks {
+    async fn turn(&self, uid: u32) -> io::Result<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+        let own = {
+            let mut by_user = self.by_user.lock().unwrap_or_else(PoisonError::into_inner);
+            by_user.retain(|_, own| Arc::strong_count(own) > 1);
+            by_user.entry(uid).or_insert_with(|| Arc::new(Semaphore::new(1))).clone()
+        };
+        let own = own.acquire_owned().await.map_err(io::Error::other)?;
+        let one = self.all.clone().acquire_owned().await.map_err(io::Error::other)?;
+        Ok((own, one))
     }
 }
 
@@ -167,6 +205,25 @@ impl AsyncWrite for AgentStream {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_user_has_one_look_at_a_time_and_all_of_them_not_every_thread() {
+        let looks = Looks::default();
+        let waits =
+            async |uid| tokio::time::timeout(Duration::from_millis(50), looks.turn(uid)).await.is_err();
+        let held = looks.turn(1).await.unwrap();
+        assert!(waits(1).await, "the second look of one user");
+        let others: Vec<_> = {
+            let turns = (2..=u32::try_from(LOOKS).unwrap()).map(|uid| looks.turn(uid));
+            futures::future::try_join_all(turns).await.unwrap()
+        };
+        assert!(waits(99).await, "more looks than there is room for");
+        drop(held);
+        assert!(!waits(1).await);
+        drop(others);
+        drop(looks.turn(99).await.unwrap());
+        assert_eq!(looks.by_user.lock().unwrap().len(), 1, "users who have gone are forgotten");
+    }
 
     #[test]
     fn room_is_bounded_in_all_and_by_user_and_returns() {

@@ -20,7 +20,7 @@ use tonic::body::Body;
 use tonic::codegen::Service as _;
 use tonic_health::pb::health_server::{Health, HealthServer};
 
-use super::caller::{AgentStream, Caller, Counted, Counter};
+use super::caller::{AgentStream, Caller, Counted, Counter, Looks};
 use super::socket::Socket;
 use super::{Agents, Service, body};
 use crate::observe::ImageDigests;
@@ -66,6 +66,7 @@ async fn accept<H: Health>(
 ) {
     let counter = Counter::new();
     let digests = Arc::new(ImageDigests::new(IMAGES, agents.limits().max_image_bytes));
+    let looks = Arc::new(Looks::default());
     loop {
         let (stream, uid) = match socket.listener.accept().await {
             Ok((stream, _)) => match stream.peer_cred() {
@@ -81,7 +82,8 @@ async fn accept<H: Health>(
         };
         match counter.admit(uid, &agents.limits()) {
             Some(counted) => {
-                let attended = attend(stream, counted, digests.clone(), services.clone(), stopping.clone());
+                let looking = (digests.clone(), looks.clone());
+                let attended = attend(stream, counted, looking, services.clone(), stopping.clone());
                 connections.spawn(attended);
             }
             None => tracing::warn!(uid, open = counter.len(), "connection refused: too many are open"),
@@ -93,11 +95,11 @@ async fn accept<H: Health>(
 async fn attend<H: Health>(
     stream: UnixStream,
     counted: Counted,
-    digests: Arc<ImageDigests>,
+    (digests, looks): (Arc<ImageDigests>, Arc<Looks>),
     services: Services<H>,
     stopping: CancellationToken,
 ) {
-    let (stream, caller) = match Caller::of(stream, digests).await {
+    let (stream, caller) = match Caller::of(stream, digests, &looks).await {
         Ok(looked) => looked,
         Err(error) => {
             tracing::error!(%error, "a caller could not be looked at");

@@ -23,6 +23,9 @@ const ATTEST_RETRY: i64 = 30;
 const QUOTE_MARGIN: i64 = 10;
 type Refreshing = Pin<Box<dyn Future<Output = Result<wire::RefreshAccepted, LinkError>> + Send>>;
 
+/// Largest update from the issuer: all that is revoked on this host comes in one, at 18 bytes each.
+const MAX_UPDATE: usize = 64 << 20;
+
 /// A quote under way, and who waits for it.
 #[derive(Default)]
 struct Quoting {
@@ -41,7 +44,7 @@ impl Link {
             self.attest_or_carry_on(endpoint).await?;
         }
         let channel = self.channel(endpoint)?;
-        let mut client = HostLinkClient::new(channel.clone());
+        let mut client = HostLinkClient::new(channel.clone()).max_decoding_message_size(MAX_UPDATE);
         let opening = tokio::time::timeout(OPEN, client.watch(wire::WatchRequest { have_revision: 0 })).await;
         let opened = opening.unwrap_or_else(|_| Err(Status::deadline_exceeded("the stream did not open")));
         let mut updates = match opened {

@@ -120,7 +120,7 @@ pub struct Process {
 struct Image {
     layout: procfs::Layout,
     /// Device and inode of the running file.
-    file: (u64, u64),
+    file: (u32, u32, u64),
 }
 
 impl Image {

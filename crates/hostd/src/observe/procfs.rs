@@ -3,9 +3,8 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat};
 
 /// Most bytes read of one procfs file. `status` and `stat` are smaller by far; `cgroup` has one line for
 /// each hierarchy, each path at most 4096 bytes.
@@ -103,10 +102,13 @@ fn parse_layout(stat: &str) -> Option<Layout> {
     (layout[2] != 0).then_some(Layout(layout))
 }
 
-/// Device and inode of the file that the process with this number runs.
-pub(super) fn running_file(pid: i32) -> Result<(u64, u64), ProcError> {
-    let meta = std::fs::metadata(format!("/proc/{pid}/exe"));
-    meta.map(|m| (m.dev(), m.ino())).map_err(|error| ProcError::Read { what: "exe", error })
+/// Device (major, minor) and inode of the file that the process with this number runs, as the kernel holds
+/// them: a file system that never answers (FUSE, also below an overlay) is not asked.
+pub(super) fn running_file(pid: i32) -> Result<(u32, u32, u64), ProcError> {
+    let path = format!("/proc/{pid}/exe");
+    let found = rustix::fs::statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::INO)
+        .map_err(|e| ProcError::Read { what: "exe", error: e.into() })?;
+    Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
 }
 
 /// The supplementary groups.

@@ -3,7 +3,9 @@
 //!
 //! A full house is made room in by ending strangers' connections on which no attestation is under way, the
 //! oldest of the address that holds most: whoever fills the house loses what fills it. Hosts are counted
-//! apart from strangers, so that no number of strangers keeps a host from attesting again or from issuing.
+//! apart from strangers, so that no number of strangers keeps a connected host from attesting again or from
+//! issuing. Until its handshake ends a host is a stranger, too: whoever fills all handshakes again and again,
+//! from several addresses, slows its reconnecting.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -17,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Limits;
 
-/// Handshakes under way at one time; more wait in the kernel's queue.
+/// Handshakes under way at one time, hosts' among them; more wait in the kernel's queue.
 const HANDSHAKES: usize = 256;
 /// A connection is not ended for another's sake before it has had this long: a handshake needs a few
 /// milliseconds, and hosts that come all at once must not end each other's.

@@ -315,6 +315,8 @@ async fn sign(
     now: i64,
     lifetime: std::time::Duration,
 ) -> Result<SignedHost, AttestRefusal> {
+    // One of before its removal is dead for ever: the new one must not look like it.
+    let now = issuer.last_removed(host).map_or(now, |removed| now.max(removed + 1));
     // One signature an attestation: `block_in_place` keeps a slow token off the other tasks' thread.
     tokio::task::block_in_place(|| issuer.ca().sign_host(host, spki, now, lifetime))
         .map_err(AttestRefusal::Sign)

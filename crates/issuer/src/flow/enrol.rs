@@ -167,7 +167,7 @@ pub async fn remove(
     let outcome = issuer
         .store()
         .commit_then(writes, move |outcome| {
-            memory.drop_host(&host);
+            memory.drop_host(&host, now);
             memory.drop_allowed(&host);
             memory.tell_of_ended(&outcome.ended);
             memory.hub().close_one(&host);

@@ -11,7 +11,7 @@ use super::{Conflict, StoreError};
 use crate::record::{Entry, Kind, Record, Shown};
 
 /// Most expired credentials dropped in one go: the next purge takes the rest.
-const PURGE: i64 = 20_000;
+const PURGE: i64 = 100_000;
 /// How long an expired certificate stays on the lists, in seconds (RFC 5280 section 3.3: at least one after its end).
 const LISTED: i64 = 24 * 3600;
 
@@ -260,7 +260,8 @@ async fn is_allowed(
 
 async fn remove_host(tx: &mut SqliteConnection, host_id: &HostId, at: i64) -> Result<(), StoreError> {
     let enrolled = sqlx::query(
-        "UPDATE hosts SET removed_at = $2, disabled = NULL WHERE host_id = $1 AND removed_at IS NULL",
+        "UPDATE hosts SET removed_at = $2, last_removed = $2, disabled = NULL
+         WHERE host_id = $1 AND removed_at IS NULL",
     )
     .bind(host_id.as_str())
     .bind(at)

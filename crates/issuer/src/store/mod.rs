@@ -205,6 +205,11 @@ impl Store {
         rows::hosts(&self.reads).await
     }
 
+    /// Hosts that were removed, and when last.
+    pub async fn removals(&self) -> Result<Vec<(HostId, i64)>, StoreError> {
+        rows::removals(&self.reads).await
+    }
+
     /// Whether an EK was ever shown to be a software TPM's.
     pub async fn ek_was_simulated(&self, ek_digest: &[u8; 32]) -> Result<bool, StoreError> {
         rows::ek_was_simulated(&self.reads, ek_digest).await

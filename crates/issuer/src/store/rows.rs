@@ -225,6 +225,17 @@ pub(super) async fn hosts(db: &SqlitePool) -> Result<Vec<HostRow>, StoreError> {
         .collect()
 }
 
+/// Hosts that were removed, and when last.
+pub(super) async fn removals(db: &SqlitePool) -> Result<Vec<(HostId, i64)>, StoreError> {
+    let rows: Vec<(String, i64)> =
+        sqlx::query_as("SELECT host_id, last_removed FROM hosts WHERE last_removed IS NOT NULL")
+            .fetch_all(db)
+            .await?;
+    rows.into_iter()
+        .map(|(host, at)| Ok((HostId::from_str(&host).map_err(unreadable("hosts"))?, at)))
+        .collect()
+}
+
 pub(super) async fn ek_was_simulated(db: &SqlitePool, ek: &[u8; 32]) -> Result<bool, StoreError> {
     let simulated: Option<i64> = sqlx::query_scalar("SELECT simulated FROM hosts WHERE ek_digest = $1")
         .bind(ek.as_slice())
@@ -331,11 +342,14 @@ pub(super) async fn load_live(db: &SqlitePool, live: &Live, now: i64) -> Result<
     .bind(now - REMEMBERED)
     .fetch_all(db)
     .await?;
-    let ended =
-        sqlx::query("SELECT instance_id, agent, host_id, ended_at FROM ended_instances WHERE ended_at > $1")
-            .bind(now - REMEMBERED)
-            .fetch_all(db)
-            .await?;
+    // An end is read for as long as a credential is that it ended: read without it, the instance would live.
+    let ended = sqlx::query(
+        "SELECT instance_id, agent, host_id, ended_at FROM ended_instances
+         WHERE ended_at > $1 OR instance_id IN (SELECT instance_id FROM credentials WHERE not_after > $1)",
+    )
+    .bind(now - REMEMBERED)
+    .fetch_all(db)
+    .await?;
     let registrations: Vec<(String, i64)> =
         sqlx::query_as("SELECT agent, revision FROM registrations").fetch_all(db).await?;
     let names = |row: &SqliteRow, table| -> Result<(AgentName, HostId), StoreError> {

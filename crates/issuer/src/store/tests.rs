@@ -206,6 +206,13 @@ async fn an_ended_instance_gets_no_credential_again_even_after_a_restart() {
     drop(store);
     let store = Store::open(&dir.path().join("t.db")).await.unwrap();
     assert_eq!(stale(&store, new(2)).await, Stale::Ended);
+    // An end longer ago than ends are remembered, of an instance whose credential is still remembered.
+    store.commit(vec![new(3)]).await.unwrap().records.remove(0).unwrap();
+    let who = Who { instances: Some(vec![drawn(3)]), ..Who::default() };
+    store.commit(vec![ending(who, now - 5 * 3600)]).await.unwrap();
+    drop(store);
+    let store = Store::open(&dir.path().join("t.db")).await.unwrap();
+    assert_eq!(stale(&store, new(3)).await, Stale::Ended);
 }
 
 #[tokio::test]

@@ -24,6 +24,8 @@ pub struct PeerInfo {
     pub spiffe_id: Option<SpiffeId>,
     /// The certificate's serial number.
     pub serial: Option<Serial>,
+    /// The certificate's beginning, seconds since 1970-01-01 UTC.
+    pub not_before: Option<i64>,
     /// The certificate's end, seconds since 1970-01-01 UTC.
     pub not_after: Option<i64>,
     /// Where it connected from, or was connected at.
@@ -46,6 +48,7 @@ impl PeerInfo {
         Ok(Self {
             spiffe_id: Some(svid.spiffe_id),
             serial: Some(svid.serial),
+            not_before: Some(svid.not_before),
             not_after: Some(svid.not_after),
             remote_addr,
         })
