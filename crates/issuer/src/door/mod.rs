@@ -5,6 +5,7 @@
 
 pub mod body;
 pub mod gate;
+mod gather;
 pub(crate) mod http2;
 mod keeper;
 
@@ -23,6 +24,7 @@ use tonic::service::Routes;
 
 pub use gate::{AttestationPermit, Gate};
 use gate::{Full, Ticket};
+use gather::Gathering;
 use http2::Bounds;
 use keeper::Doorkeeper;
 pub(crate) use keeper::MAX_MESSAGE;
@@ -106,7 +108,7 @@ impl Door {
         let bounds = if pass.is_stranger() { Bounds::STRANGER } else { Bounds::HOST };
         let keeper = Doorkeeper { routes: self.routes.clone(), peer: peer.clone(), pass: pass.clone() };
         let service = service_fn(move |request| keeper.clone().call(request));
-        let connection = http2::server(bounds).serve_connection(TokioIo::new(stream), service);
+        let connection = http2::server(bounds).serve_connection(TokioIo::new(Gathering::new(stream)), service);
         let mut connection = std::pin::pin!(connection);
         let overstayed =
             async { if pass.is_stranger() { pass.overstayed().await } else { std::future::pending().await } };
