@@ -101,8 +101,14 @@ impl State {
     }
 
     /// Takes the registrations from the wire. One that cannot be read is left out, and named in the log:
-    /// its agents are refused rather than half understood.
-    pub fn accept_registrations(&self, set: issuer::RegistrationSet) {
+    /// its agents are refused rather than half understood. `newest` is the revision that this stream has
+    /// brought: a set that was overtaken on its way is passed over.
+    pub fn accept_registrations(&self, set: issuer::RegistrationSet, newest: &mut u64) {
+        if set.revision < *newest {
+            tracing::debug!(revision = set.revision, newest, "registrations were overtaken");
+            return;
+        }
+        *newest = set.revision;
         let mut read = Vec::with_capacity(set.registrations.len());
         for wire in set.registrations {
             let name = wire.agent.clone();
@@ -193,9 +199,23 @@ mod tests {
             wire("Bad Name"),
         ];
         let registrations = broken.into_iter().chain([wire("good")]).collect();
-        state.accept_registrations(issuer::RegistrationSet { revision: 3, registrations });
+        state.accept_registrations(issuer::RegistrationSet { revision: 3, registrations }, &mut 0);
         let read = state.registrations.borrow().clone().unwrap();
         assert_eq!(read.iter().map(|r| r.agent.as_str()).collect::<Vec<_>>(), ["good"]);
+    }
+
+    #[tokio::test]
+    async fn registrations_that_were_overtaken_are_passed_over() {
+        let (state, _revoked) = State::new("h".parse().unwrap(), "example.org".parse().unwrap());
+        let set = |revision, agent| issuer::RegistrationSet { revision, registrations: vec![wire(agent)] };
+        let known = || state.registrations.borrow().clone().unwrap()[0].agent.to_string();
+        let mut newest = 0;
+        state.accept_registrations(set(5, "new"), &mut newest);
+        state.accept_registrations(set(4, "old"), &mut newest);
+        assert_eq!(known(), "new");
+        // Another stream begins anew: an issuer's store may have been put back.
+        state.accept_registrations(set(4, "old"), &mut 0);
+        assert_eq!(known(), "old");
     }
 
     #[tokio::test]

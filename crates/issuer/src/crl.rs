@@ -16,8 +16,8 @@ use crate::issuer::Issuer;
 const VALIDITY: Duration = Duration::from_secs(3600);
 /// After a list could not be written.
 const RETRY: Duration = Duration::from_secs(10);
-/// Revocations that come together go into one list.
-const GATHER: Duration = Duration::from_millis(500);
+/// Revocations that come together go into one list. A whole second: the next list has another number.
+const GATHER: Duration = Duration::from_secs(1);
 
 /// Writes the lists whenever they are due, until the issuer drains.
 pub async fn run(issuer: Arc<Issuer>) {

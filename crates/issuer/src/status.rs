@@ -9,6 +9,7 @@ use crate::store::StoreError;
 pub fn attestation(refusal: &AttestRefusal) -> Status {
     match refusal {
         AttestRefusal::Protocol(what) => Status::invalid_argument(format!("attestation: {what}")),
+        AttestRefusal::Deadline => Status::deadline_exceeded("attestation took too long"),
         AttestRefusal::Store(_) | AttestRefusal::Sign(_) => {
             Status::unavailable("attestation: the issuer cannot record or sign at present")
         }

@@ -171,13 +171,17 @@ async fn an_instance_that_has_ended_and_an_id_from_another_day() -> Result<()> {
     let key = KeyPair::generate()?;
     let again = || item("here", &["unix:uid:1001"], csr(&key, None));
     assert_eq!(issue(&rogue, again()).await?, [""; 0]);
-    let retire =
-        || wire::RetireRequest { instance_ids: vec![drawn(1).into()], reason: "process-exited".to_owned() };
+    let retiring = |id| wire::RetireRequest { instance_ids: vec![id], reason: "process-exited".to_owned() };
+    let retire = || retiring(drawn(1).into());
     // Another host's word ends nothing.
     other.issuance().retire(retire()).await?;
     assert_eq!(issue(&rogue, again()).await?, [""; 0]);
     rogue.issuance().retire(retire()).await?;
     assert_eq!(issue(&rogue, again()).await?, ["instance-ended"]);
+    // So does its own word about an instance whose first request is still under way.
+    let ahead = wire::IssueItem { instance_id: drawn(2).into(), ..again() };
+    rogue.issuance().retire(retiring(drawn(2).into())).await?;
+    assert_eq!(issue(&rogue, ahead).await?, ["instance-ended"]);
     bed.kill_issuer()?;
     bed.start_issuer()?;
     assert_eq!(issue(&rogue, again()).await?, ["instance-ended"], "forgotten by a restart");

@@ -240,6 +240,13 @@ fn an_allow_listed_tpm_counts_as_hardware_by_an_operators_word_alone() -> Result
     assert_eq!(ends(&bed)?.len(), 1);
     assert_eq!(json(&bed, &["host", "show", "host-1"])?["highest_tier"], "foundation");
     agent.says("ended")?;
+
+    // A disabled host does not keep the word that it has.
+    bed.hallmark_ok(&["host", "allow", "host-1", "--ek-sha256", &ek, "--vouch-hardware"])?;
+    bed.hallmark_ok(&["host", "disable", "host-1", "--reason", "looked at"])?;
+    bed.hallmark_ok(&["host", "allow", "host-1", "--ek-sha256", &ek])?;
+    let shown = json(&bed, &["host", "show", "host-1"])?;
+    assert_eq!((&shown["ek_trust"], &shown["disabled"]), (&"allow-list".into(), &"looked at".into()));
     Ok(())
 }
 

@@ -63,11 +63,12 @@ impl Link {
         *connected = true;
         self.up(endpoint, &channel);
         let mut quoting = Quoting::default();
+        let mut newest = 0;
         loop {
             tokio::select! {
                 update = updates.message() => match update.map_err(LinkError::Refused)? {
                     Some(update) => {
-                        if self.take(update).await {
+                        if self.take(update, &mut newest).await {
                             return Ok(());
                         }
                     }
@@ -121,9 +122,9 @@ impl Link {
     }
 
     /// Returns whether the host must attest again now.
-    async fn take(&self, update: wire::HostUpdate) -> bool {
+    async fn take(&self, update: wire::HostUpdate, newest: &mut u64) -> bool {
         match update.update {
-            Some(Update::Registrations(set)) => self.state.accept_registrations(set),
+            Some(Update::Registrations(set)) => self.state.accept_registrations(set, newest),
             Some(Update::Bundles(bundles)) => self.take_bundles(bundles),
             Some(Update::Revocations(revoked)) => {
                 tracing::info!(host_id = %self.state.host_id, count = revoked.serials.len(), "revocations received");

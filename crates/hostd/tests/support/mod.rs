@@ -85,7 +85,7 @@ impl Host {
     }
 
     pub fn register(&self, registrations: Vec<wire::Registration>) {
-        self.state.accept_registrations(wire::RegistrationSet { revision: 1, registrations });
+        self.state.accept_registrations(wire::RegistrationSet { revision: 1, registrations }, &mut 0);
     }
 
     pub async fn agent(&self) -> AgentIdentityClient<Channel> {

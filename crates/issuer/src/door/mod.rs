@@ -108,7 +108,8 @@ impl Door {
         let bounds = if pass.is_stranger() { Bounds::STRANGER } else { Bounds::HOST };
         let keeper = Doorkeeper { routes: self.routes.clone(), peer: peer.clone(), pass: pass.clone() };
         let service = service_fn(move |request| keeper.clone().call(request));
-        let connection = http2::server(bounds).serve_connection(TokioIo::new(Gathering::new(stream)), service);
+        let connection =
+            http2::server(bounds).serve_connection(TokioIo::new(Gathering::new(stream)), service);
         let mut connection = std::pin::pin!(connection);
         let overstayed =
             async { if pass.is_stranger() { pass.overstayed().await } else { std::future::pending().await } };

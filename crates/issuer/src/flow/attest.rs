@@ -54,15 +54,19 @@ pub async fn attest(
         .map_err(|_| AttestRefusal::Protocol("no hello came".to_owned()))??;
     let host: HostId = hello.host_id.parse().map_err(|e| AttestRefusal::Protocol(format!("host id: {e}")))?;
     let version: String = hello.version.chars().filter(|c| !c.is_control()).take(64).collect();
-    let result = match hello.proof {
-        Some(wire::host_hello::Proof::Tpm(tpm)) => {
-            by_tpm(issuer, &host, version, tpm, requests, answers).await
+    let proof = async {
+        match hello.proof {
+            Some(wire::host_hello::Proof::Tpm(tpm)) => {
+                by_tpm(issuer, &host, version, tpm, requests, answers).await
+            }
+            Some(wire::host_hello::Proof::JoinToken(token)) => {
+                by_join_token(issuer, &host, version, token, requests, answers).await
+            }
+            None => Err(AttestRefusal::Protocol("the hello holds no proof".to_owned())),
         }
-        Some(wire::host_hello::Proof::JoinToken(token)) => {
-            by_join_token(issuer, &host, version, token, requests, answers).await
-        }
-        None => Err(AttestRefusal::Protocol("the hello holds no proof".to_owned())),
     };
+    let deadline = issuer.config().limits.attestation_timeout;
+    let result = tokio::time::timeout(deadline, proof).await.unwrap_or(Err(AttestRefusal::Deadline));
     if let Err(refusal) = &result {
         tracing::warn!(host_id = %host, remote, code = refusal.code(), reason = ?refusal.to_string(), "host refused");
         issuer.counters().refused();

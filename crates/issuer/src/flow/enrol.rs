@@ -50,7 +50,7 @@ pub async fn allow(
     let epoch = issuer.next_epoch();
     if let Some(state) = &state {
         let standing = state.stored.to_json();
-        writes.push(Write::Standing { host_id: host_id.clone(), standing, epoch });
+        writes.push(Write::Standing { host_id: host_id.clone(), standing, ordered: true, epoch });
         writes.extend(standing::end_above(issuer, &state.standing, now));
     }
     let memory = issuer.clone();

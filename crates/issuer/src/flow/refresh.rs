@@ -121,7 +121,7 @@ async fn run(
     .entry(now, Kind::HostQuote, "accepted", None);
     let epoch = issuer.next_epoch();
     let mut writes = vec![
-        Write::Standing { host_id: host.clone(), standing: next.stored.to_json(), epoch },
+        Write::Standing { host_id: host.clone(), standing: next.stored.to_json(), ordered: false, epoch },
         Write::Record(entry),
     ];
     writes.extend(standing::end_above(issuer, &next.standing, now));

@@ -14,6 +14,9 @@ pub enum AttestRefusal {
     /// The stream does not follow the protocol.
     #[error("protocol: {0}")]
     Protocol(String),
+    /// It took longer than `limits.attestation_timeout`.
+    #[error("it was not finished within limits.attestation_timeout")]
+    Deadline,
     /// The EK is on no list and its certificate does not hold.
     #[error("EK: {0}")]
     Ek(#[from] EkError),
@@ -71,6 +74,7 @@ impl AttestRefusal {
     pub fn code(&self) -> &'static str {
         match self {
             AttestRefusal::Protocol(_) => "protocol",
+            AttestRefusal::Deadline => "deadline",
             AttestRefusal::Ek(e) => e.code(),
             AttestRefusal::EkUnknown { .. } => "ek-unknown",
             AttestRefusal::NotAllowed { .. } => "host-not-allowed",

@@ -29,6 +29,7 @@ pub(super) struct Turned {
 #[derive(Debug)]
 enum Effect {
     End { ended: Box<Ended>, at: i64 },
+    EndAhead { host: HostId, instances: Vec<InstanceId>, at: i64 },
     Register { agent: AgentName, revision: Option<u64> },
     Turn { host: HostId, epoch: u64 },
     Forget { now: i64 },
@@ -43,6 +44,11 @@ impl Turned {
             match effect {
                 Effect::End { ended, at } => {
                     live.end(ended.instance, ended.agent, ended.host, ended.tier, at);
+                }
+                Effect::EndAhead { host, instances, at } => {
+                    for id in instances {
+                        live.end_ahead(&host, id, at);
+                    }
                 }
                 Effect::Register { agent, revision } => live.register(agent, revision),
                 Effect::Turn { host, epoch } => {
@@ -91,12 +97,14 @@ pub(super) async fn apply(
             enrol(tx, &host_id, ek_digest, simulated, at, &standing).await?;
             turned.effects.push(Effect::Turn { host: host_id, epoch });
         }
-        Write::Standing { host_id, standing, epoch } => {
+        Write::Standing { host_id, standing, ordered, epoch } => {
             let enrolled = sqlx::query(
-                "UPDATE hosts SET standing = $2 WHERE host_id = $1 AND removed_at IS NULL AND disabled IS NULL",
+                "UPDATE hosts SET standing = $2
+                 WHERE host_id = $1 AND removed_at IS NULL AND ($3 OR disabled IS NULL)",
             )
             .bind(host_id.as_str())
             .bind(standing)
+            .bind(ordered)
             .execute(tx)
             .await?
             .rows_affected();
@@ -423,6 +431,9 @@ async fn end(
         turned.entries.push(entry.entry(at, Kind::InstanceEnd, "ended", None));
         turned.effects.push(Effect::End { ended: Box::new(ended.clone()), at });
         turned.ended.push(ended);
+    }
+    if let (None, Some(host), Some(instances)) = (who.agent, who.host, who.instances) {
+        turned.effects.push(Effect::EndAhead { host, instances, at });
     }
     Ok(())
 }

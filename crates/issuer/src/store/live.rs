@@ -16,6 +16,10 @@ const NEAR: i64 = 3600;
 /// How long an ended instance is remembered, in seconds: longer than its id could pass for a new one's.
 pub(super) const REMEMBERED: i64 = 4 * NEAR;
 
+/// How many instances that were never seen here one host may end ahead, at one time: as many as a host
+/// daemon begins at once.
+const AHEAD: usize = 1024;
+
 /// Why a credential that was decided upon is not recorded, and so not released.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Stale {
@@ -70,6 +74,8 @@ pub(super) struct Picture {
     instances: HashMap<InstanceId, LiveInstance>,
     registrations: HashMap<AgentName, u64>,
     epochs: HashMap<HostId, u64>,
+    /// Ended by their host before they were seen here, and when.
+    ahead: HashMap<HostId, HashMap<InstanceId, i64>>,
 }
 
 impl Live {
@@ -129,6 +135,9 @@ impl Picture {
                 held.not_after = held.not_after.max(claim.not_after);
                 Ok(())
             }
+            None if self.ahead.get(claim.host).is_some_and(|ids| ids.contains_key(&claim.instance)) => {
+                Err(Stale::Ended)
+            }
             None if drawn_near(claim.instance, claim.now) => {
                 let held = LiveInstance {
                     agent: claim.agent.clone(),
@@ -155,6 +164,18 @@ impl Picture {
         });
         entry.ended = true;
         entry.not_after = entry.not_after.max(at);
+    }
+
+    /// A host ends an instance. One that is unknown here but could pass for new is on its way, perhaps: its
+    /// first credential may be signed already, and must not be recorded after this.
+    pub(super) fn end_ahead(&mut self, host: &HostId, id: InstanceId, at: i64) {
+        if self.instances.contains_key(&id) || !drawn_near(id, at) {
+            return;
+        }
+        let ids = self.ahead.entry(host.clone()).or_default();
+        if ids.len() < AHEAD {
+            ids.insert(id, at);
+        }
     }
 
     /// A registration is in force at this revision, or removed.
@@ -198,6 +219,10 @@ impl Picture {
     /// Forgets what can be neither renewed nor mistaken for new.
     pub(super) fn forget(&mut self, now: i64) {
         self.instances.retain(|_, instance| instance.not_after + REMEMBERED > now);
+        self.ahead.retain(|_, ids| {
+            ids.retain(|_, at| *at + REMEMBERED > now);
+            !ids.is_empty()
+        });
     }
 }
 
@@ -272,6 +297,29 @@ mod tests {
         assert_eq!(picture.admit(&claim(&x, &elsewhere)), Err(Stale::Taken));
         picture.end(id(NOW, 1), x, a, Tier::Enterprise, NOW + 5);
         assert_eq!(admit(&mut picture, |c| c.now = NOW + 6), Err(Stale::Ended));
+    }
+
+    #[test]
+    fn an_instance_that_its_host_ends_before_its_first_credential_gets_none() {
+        let (mut picture, a) = (picture(), "a".parse().unwrap());
+        picture.end_ahead(&a, id(NOW, 1), NOW);
+        assert_eq!(admit(&mut picture, |_| {}), Err(Stale::Ended));
+        // It is this host's word about its own instances alone, and about none that is alive.
+        picture.end_ahead(&"b".parse().unwrap(), id(NOW, 3), NOW);
+        assert_eq!(admit(&mut picture, |c| c.instance = id(NOW, 3)), Ok(()));
+        admit(&mut picture, |c| c.instance = id(NOW, 2)).unwrap();
+        picture.end_ahead(&a, id(NOW, 2), NOW);
+        assert_eq!(admit(&mut picture, |c| c.instance = id(NOW, 2)), Ok(()));
+        // It is kept as long as the id could pass for new, and no host fills the memory with such words.
+        picture.forget(NOW + 2 * NEAR);
+        assert_eq!(admit(&mut picture, |_| {}), Err(Stale::Ended));
+        for n in 0..2 * AHEAD as u64 {
+            picture.end_ahead(&a, InstanceId::drawn_at(NOW.unsigned_abs() * 1000 + n, [4; 10]), NOW);
+        }
+        picture.end_ahead(&a, id(NOW - 2 * NEAR, 4), NOW);
+        assert_eq!(picture.ahead[&a].len(), AHEAD);
+        picture.forget(NOW + REMEMBERED);
+        assert!(picture.ahead.is_empty());
     }
 
     #[test]

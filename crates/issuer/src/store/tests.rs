@@ -262,8 +262,10 @@ async fn a_disabled_host_stays_out_and_a_removed_one_comes_back_by_order_alone()
     };
     store.commit(vec![disabled(Some("lost"))]).await.unwrap();
     assert!(matches!(conflict(store.commit(vec![enrol("a", ek)]).await), Conflict::Disabled { .. }));
-    let standing = Write::Standing { host_id: host("a"), standing: "{}".to_owned(), epoch: 2 };
-    assert!(matches!(conflict(store.commit(vec![standing]).await), Conflict::NotEnrolled { .. }));
+    let standing =
+        |ordered| vec![Write::Standing { host_id: host("a"), standing: "{}".to_owned(), ordered, epoch: 2 }];
+    assert!(matches!(conflict(store.commit(standing(false)).await), Conflict::NotEnrolled { .. }));
+    store.commit(standing(true)).await.unwrap();
     store.commit(vec![disabled(None)]).await.unwrap();
     store.commit(vec![enrol("a", ek)]).await.unwrap();
 

@@ -42,6 +42,8 @@ pub enum Write {
         host_id: HostId,
         /// Versioned JSON.
         standing: String,
+        /// An operator's order, which holds for a disabled host, too: what the host shows itself does not.
+        ordered: bool,
         /// The host's standing from here on.
         epoch: u64,
     },
