@@ -14,6 +14,7 @@ pub mod ek;
 pub mod eventlog;
 pub mod evidence;
 pub mod id;
+pub mod log;
 pub mod pcr;
 pub mod registration;
 pub mod selector;

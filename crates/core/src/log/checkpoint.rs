@@ -1,0 +1,105 @@
+//! Checkpoints: how many entries a log has and the root hash of its tree, signed.
+
+use signed_note::{Note, NoteError, Signature, VerifierList};
+use tlog_tiles::Hash;
+
+use super::key::{LogKey, LogKeyError, LogVerifier};
+
+/// Longest signed checkpoint that is read, in bytes: room for a hundred cosignatures.
+pub const MAX_CHECKPOINT: usize = 32 * 1024;
+
+/// What a log had at one time.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Checkpoint {
+    /// Entries.
+    pub size: u64,
+    /// The root hash of their tree.
+    pub root: Hash,
+}
+
+/// Why a checkpoint counts for nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CheckpointError {
+    /// Longer than any that is read.
+    #[error("the checkpoint has {found} bytes, more than {MAX_CHECKPOINT}")]
+    TooLong {
+        /// Its length.
+        found: usize,
+    },
+    /// Not a signed note.
+    #[error("the checkpoint is not a signed note (c2sp.org/signed-note): {why}")]
+    Note {
+        /// What the parser said.
+        why: String,
+    },
+    /// The log's key has not signed it.
+    #[error("the checkpoint is not signed by {name}+{id:08x}")]
+    Unsigned {
+        /// The log's name.
+        name: String,
+        /// The key's id.
+        id: u32,
+    },
+    /// A signature that claims to be the log's is none.
+    #[error("the checkpoint's signature by {name} is false")]
+    Forged {
+        /// The log's name.
+        name: String,
+    },
+    /// Its text is no checkpoint.
+    #[error("the note is signed, but its text is no checkpoint (c2sp.org/tlog-checkpoint)")]
+    Text,
+    /// It is another log's.
+    #[error("the checkpoint is of the log {found:?}, not of {expected:?}")]
+    Origin {
+        /// The log that it should be of.
+        expected: String,
+        /// The log that it is of, cut to 255 characters.
+        found: String,
+    },
+}
+
+/// Signs a checkpoint: the note as it is served.
+///
+/// # Errors
+/// The key cannot sign, or has signed falsely.
+pub fn sign_checkpoint(
+    verifier: &LogVerifier,
+    key: &dyn LogKey,
+    checkpoint: &Checkpoint,
+) -> Result<Vec<u8>, LogKeyError> {
+    let bug = |what: &dyn std::fmt::Display| LogKeyError(format!("our own checkpoint is malformed: {what}"));
+    let name = verifier.name().as_str();
+    let text = tlog_tiles::Checkpoint::new(name, checkpoint.size, checkpoint.root, "")
+        .map_err(|e| bug(&e))?
+        .to_bytes();
+    let signature = key.sign(&text)?;
+    if !signed_note::Verifier::verify(verifier, &text, &signature) {
+        return Err(LogKeyError("its signature does not verify".to_owned()));
+    }
+    let signature = Signature::new(name.to_owned(), verifier.id(), signature).map_err(|e| bug(&e))?;
+    Ok(Note::new(&text, &[signature]).map_err(|e| bug(&e))?.to_bytes())
+}
+
+/// Reads a signed checkpoint and verifies the log's signature. Others, as of witnesses, are not looked at.
+///
+/// # Errors
+/// It is malformed, not signed by this log, or of another.
+pub fn open_checkpoint(signed: &[u8], verifier: &LogVerifier) -> Result<Checkpoint, CheckpointError> {
+    if signed.len() > MAX_CHECKPOINT {
+        return Err(CheckpointError::TooLong { found: signed.len() });
+    }
+    let note = Note::from_bytes(signed).map_err(|e| CheckpointError::Note { why: e.to_string() })?;
+    let name = || verifier.name().to_string();
+    note.verify(&VerifierList::new(vec![Box::new(verifier.clone())])).map_err(|e| match e {
+        NoteError::UnverifiedNote => CheckpointError::Unsigned { name: name(), id: verifier.id() },
+        NoteError::InvalidSignature { .. } => CheckpointError::Forged { name: name() },
+        other => CheckpointError::Note { why: other.to_string() },
+    })?;
+    let checkpoint = tlog_tiles::Checkpoint::from_bytes(note.text()).map_err(|_| CheckpointError::Text)?;
+    if checkpoint.origin() != verifier.name().as_str() {
+        let found = checkpoint.origin().chars().take(255).collect();
+        return Err(CheckpointError::Origin { expected: name(), found });
+    }
+    Ok(Checkpoint { size: checkpoint.size(), root: *checkpoint.hash() })
+}
