@@ -58,14 +58,7 @@ impl Pkcs11Key {
             let objects = Objects { sessions, session };
             let handle = objects.private_key(label)?;
             let public = objects.public_key(label, handle)?;
-            let attributes = objects.attributes(handle)?;
-            if attributes.extractable || !attributes.sensitive {
-                return Err(HsmError::KeyExportable {
-                    label: label.to_owned(),
-                    sensitive: attributes.sensitive,
-                    extractable: attributes.extractable,
-                });
-            }
+            let attributes = objects.check_stays(label, handle)?;
             objects.check_usage(label, handle)?;
             Ok(Known { label: label.to_owned(), public, attributes, handle: Mutex::new(Some(handle)) })
         })?;

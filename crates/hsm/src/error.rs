@@ -113,6 +113,12 @@ pub enum HsmError {
         /// The key's label.
         label: String,
     },
+    /// Not an Ed25519 key.
+    #[error("key {label:?} is not an Ed25519 key")]
+    KeyNotEd25519 {
+        /// The key's label.
+        label: String,
+    },
     /// The private key has no public key beside it (same CKA_ID).
     #[error("key {label:?} (id {id}) has no public key with the same id on the token")]
     PublicKeyMissing {

@@ -52,6 +52,30 @@ pub(crate) fn generate(
     curve: Curve,
     lasting: &Lasting<'_>,
 ) -> Result<(ObjectHandle, ObjectHandle), cryptoki::error::Error> {
+    make(session, &Mechanism::EccKeyPairGen, ec::params(curve), lasting)
+}
+
+/// As [`generate`], for Ed25519. CKA_EC_PARAMS is the OID of RFC 8410, or for tokens of before PKCS#11 3.1 the
+/// curve's name (PKCS#11 3.0 section 2.3.10).
+pub(crate) fn generate_ed25519(
+    session: &Session,
+    lasting: &Lasting<'_>,
+) -> Result<(ObjectHandle, ObjectHandle), cryptoki::error::Error> {
+    make(session, &Mechanism::EccEdwardsKeyPairGen, ED25519_OID, lasting)
+        .or_else(|_| make(session, &Mechanism::EccEdwardsKeyPairGen, ED25519_NAME, lasting))
+}
+
+/// 1.3.101.112 in DER.
+const ED25519_OID: &[u8] = &[0x06, 0x03, 0x2b, 0x65, 0x70];
+/// `edwards25519` as a PrintableString.
+const ED25519_NAME: &[u8] = b"\x13\x0cedwards25519";
+
+fn make(
+    session: &Session,
+    mechanism: &Mechanism<'_>,
+    params: &[u8],
+    lasting: &Lasting<'_>,
+) -> Result<(ObjectHandle, ObjectHandle), cryptoki::error::Error> {
     let named = |mut template: Vec<Attribute>| {
         match lasting {
             Lasting::Session => template.push(Attribute::Token(false)),
@@ -65,7 +89,7 @@ pub(crate) fn generate(
     };
     let public = named(vec![
         Attribute::Private(false),
-        Attribute::EcParams(ec::params(curve).to_vec()),
+        Attribute::EcParams(params.to_vec()),
         Attribute::Verify(true),
         Attribute::Encrypt(false),
         Attribute::Wrap(false),
@@ -80,7 +104,7 @@ pub(crate) fn generate(
         Attribute::Unwrap(false),
         Attribute::Derive(false),
     ]);
-    session.generate_key_pair(&Mechanism::EccKeyPairGen, &public, &private)
+    session.generate_key_pair(mechanism, &public, &private)
 }
 
 /// The token's objects, seen through one session.
@@ -118,19 +142,56 @@ impl Objects<'_> {
     /// The public key beside a private one: same CKA_ID (PKCS#11 §4.6.2), or on the private object itself.
     pub(crate) fn public_key(&self, label: &str, private: ObjectHandle) -> Result<PublicKey, HsmError> {
         let curve = self.curve(private)?.ok_or_else(|| HsmError::KeyCurve { label: label.to_owned() })?;
+        PublicKey::from_ec_point(curve, &self.point_beside(label, private, KeyType::EC)?)
+    }
+
+    /// The public key beside a private one on edwards25519: 32 bytes, in an OCTET STRING or bare.
+    pub(crate) fn ed25519_public_key(
+        &self,
+        label: &str,
+        private: ObjectHandle,
+    ) -> Result<[u8; 32], HsmError> {
+        let other = || HsmError::KeyNotEd25519 { label: label.to_owned() };
+        let params = self.bytes(private, AttributeType::EcParams)?;
+        if !params.is_some_and(|p| [ED25519_OID, ED25519_NAME].contains(&p.as_slice())) {
+            return Err(other());
+        }
+        let point = self.point_beside(label, private, KeyType::EC_EDWARDS)?;
+        point.strip_prefix(&[0x04, 0x20]).unwrap_or(&point).try_into().map_err(|_| other())
+    }
+
+    fn point_beside(
+        &self,
+        label: &str,
+        private: ObjectHandle,
+        key_type: KeyType,
+    ) -> Result<Vec<u8>, HsmError> {
         let id = self.bytes(private, AttributeType::Id)?.unwrap_or_default();
         let beside = self.find(&[
             Attribute::Class(ObjectClass::PUBLIC_KEY),
-            Attribute::KeyType(KeyType::EC),
+            Attribute::KeyType(key_type),
             Attribute::Token(true),
             Attribute::Id(id.clone()),
         ])?;
         for object in beside.into_iter().chain([private]) {
             if let Some(point) = self.bytes(object, AttributeType::EcPoint)? {
-                return PublicKey::from_ec_point(curve, &point);
+                return Ok(point);
             }
         }
         Err(HsmError::PublicKeyMissing { label: label.to_owned(), id: hex::encode(id) })
+    }
+
+    /// Refuses a private key that can leave the token.
+    pub(crate) fn check_stays(&self, label: &str, key: ObjectHandle) -> Result<KeyAttributes, HsmError> {
+        let attributes = self.attributes(key)?;
+        if attributes.extractable || !attributes.sensitive {
+            return Err(HsmError::KeyExportable {
+                label: label.to_owned(),
+                sensitive: attributes.sensitive,
+                extractable: attributes.extractable,
+            });
+        }
+        Ok(attributes)
     }
 
     /// CKA_EC_POINT of a public key.

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use crate::module::Module;
 use crate::object::Objects;
 use crate::session::Sessions;
-use crate::{AgentKey, Counters, HsmError, KeyEntry, Pkcs11Key};
+use crate::{AgentKey, Counters, HsmError, KeyEntry, Pkcs11Key, Pkcs11LogKey};
 
 /// Which token, and how to log in to it.
 #[derive(Clone)]
@@ -107,6 +107,22 @@ impl Token {
     /// that is not its own.
     pub fn ca_key(&self, label: &str) -> Result<Pkcs11Key, HsmError> {
         Pkcs11Key::load(&self.sessions, label)
+    }
+
+    /// Makes an Ed25519 key pair on the token for good, for a log's checkpoints: sensitive, not extractable.
+    ///
+    /// # Errors
+    /// [`HsmError::KeyExists`] when any object on the token has this label; the token knows no Ed25519.
+    pub fn generate_log_key(&self, label: &str, id: &[u8]) -> Result<Pkcs11LogKey, HsmError> {
+        Pkcs11LogKey::generate(&self.sessions, label, id)
+    }
+
+    /// The log's key with this label, proved by a signature.
+    ///
+    /// # Errors
+    /// As [`Token::ca_key`].
+    pub fn log_key(&self, label: &str) -> Result<Pkcs11LogKey, HsmError> {
+        Pkcs11LogKey::load(&self.sessions, label)
     }
 
     /// Makes a P-256 key for one run of an agent; it is gone when dropped.
