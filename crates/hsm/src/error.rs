@@ -227,7 +227,9 @@ impl HsmError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::TokenAway { .. } | Self::TokenNotFound { .. } | Self::Busy { .. } => true,
-            Self::Call { .. } => self.link_lost(),
+            // A key whose handle went away right after it was found is looked up again next time, and is there
+            // or is not.
+            Self::Call { .. } => self.link_lost() || self.handle_stale(),
             _ => false,
         }
     }
