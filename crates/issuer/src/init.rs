@@ -8,16 +8,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use hallmark_core::id::TrustDomain;
+use hallmark_core::log::{LogKey, LogName, LogVerifier, SoftwareLogKey};
 use hallmark_core::tier::{Hierarchy, Tier};
 use hallmark_core::x509::{CaKey, CaParams, Curve, IssuingCa, OidArc, Serial, SoftwareCaKey, issuing, root};
-use hallmark_hsm::Token;
+use hallmark_hsm::{HsmError, Token};
 use rand::TryRngCore;
 use zeroize::Zeroizing;
 
 use crate::ca::{Authority, Ca};
 use crate::config::{CaBackend, Config};
 use crate::record::{Kind, Record};
-use crate::store::{self, AuthorityKind, Store, TrustDomainRow, Write};
+use crate::store::{self, AuthorityKind, LogSigner, Store, TrustDomainRow, Write};
 use crate::token;
 
 /// How `init` was called.
@@ -64,16 +65,20 @@ pub async fn init(config: Config, options: Options) -> anyhow::Result<()> {
     .entry(now, Kind::TrustDomain, "made", None);
     let mut writes = vec![Write::TrustDomain(row.clone()), Write::Record(entry)];
     let mut roots = Vec::new();
-    if let CaBackend::Pkcs11(pkcs11) = &config.ca {
-        let token = token::open(pkcs11)?;
-        for made in make_in_token(&config, &row, &arc, &token, now)? {
+    let token = match &config.ca {
+        CaBackend::Pkcs11(pkcs11) => Some(token::open(pkcs11)?),
+        CaBackend::Software => None,
+    };
+    if let Some(token) = &token {
+        for made in make_in_token(&config, &row, &arc, token, now)? {
             if made.kind == AuthorityKind::Root {
                 roots.push((made.hierarchy, made.certificate.clone()));
             }
             writes.push(Write::Authority(made));
         }
     }
-    store.commit(writes).await?;
+    let signer = log_signer(&config, token.as_ref(), true)?;
+    store.write_with(signer).await?.commit(writes).await?;
     if !roots.is_empty() {
         publish(&config.public_dir(), &roots)?;
     }
@@ -111,6 +116,34 @@ pub fn key_label(
     format!("hallmark {trust_domain} {hierarchy} {} {generation}", kind.as_str())
 }
 
+fn log_key_label(config: &Config) -> String {
+    format!("hallmark {} log {} 1", config.trust_domain, config.issuer_id)
+}
+
+/// The log of this issuer: its key from the token, or with `--dev` made now, in memory. `new` makes a key where
+/// there is none.
+///
+/// # Errors
+/// The key is missing, or the token refuses.
+pub fn log_signer(config: &Config, token: Option<&Token>, new: bool) -> anyhow::Result<LogSigner> {
+    let name: LogName = format!("{}/log/{}", config.trust_domain, config.issuer_id).parse()?;
+    let Some(token) = token else {
+        let mut seed = Zeroizing::new([0; 32]);
+        rand::rngs::OsRng.try_fill_bytes(&mut *seed)?;
+        let key = SoftwareLogKey::from_seed(&*seed)?;
+        return Ok(LogSigner::in_memory(LogVerifier::new(name, key.public()), Arc::new(key)));
+    };
+    let label = log_key_label(config);
+    let key = match token.log_key(&label) {
+        Err(HsmError::KeyNotFound { .. }) if new => {
+            token.generate_log_key(&label, &crate::sha256(label.as_bytes())[..16])
+        }
+        other => other,
+    };
+    let key = key.with_context(|| format!("the log's key {label:?}"))?;
+    Ok(LogSigner::in_token(LogVerifier::new(name, key.public()), Arc::new(key)))
+}
+
 fn make_in_token(
     config: &Config,
     row: &TrustDomainRow,
@@ -121,6 +154,7 @@ fn make_in_token(
     let labels: Vec<String> = Hierarchy::ALL
         .into_iter()
         .flat_map(|h| [AuthorityKind::Root, AuthorityKind::Issuing].map(|k| key_label(&row.name, h, k, 1)))
+        .chain([log_key_label(config)])
         .collect();
     let there = token.list_keys().context("listing the token's keys")?;
     if let Some(label) = labels.iter().find(|label| there.iter().any(|key| key.label == **label)) {

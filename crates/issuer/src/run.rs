@@ -133,6 +133,10 @@ async fn start(config: Config, dev: bool) -> anyhow::Result<(Arc<Issuer>, Arc<Sw
         CaBackend::Pkcs11(pkcs11) => Some(token::open(pkcs11)?),
         CaBackend::Software => None,
     };
+    // A store of before it had a log gets its key now.
+    let signer = init::log_signer(&config, token.as_ref(), !store.has_checkpoint().await?)?;
+    tracing::info!(verifier = %signer.verifier(), "log");
+    let store = store.write_with(signer).await?;
     let ca = init::load_ca(&config, &row, &store.authorities().await?, token.as_ref())?;
     let roots: Vec<_> = Hierarchy::ALL
         .into_iter()

@@ -109,6 +109,13 @@ fn a_tree_of_many_tiles() {
         check_consistency(&checkpoint, &before, &proof).unwrap();
     }
     // What a restart reads.
+    let edge = Tree::edge_of(70_000);
+    assert_eq!(edge, [(0, 273), (1, 1), (2, 0)].map(|(level, number)| TileId { level, number }));
+    assert_eq!(
+        tile_root(&log.tiles[&TileId { level: 0, number: 3 }]).unwrap().0,
+        log.tiles[&TileId { level: 1, number: 0 }][96..128]
+    );
+    assert_eq!(tile_root(&log.tiles[&edge[0]]), None);
     let loaded = Tree::load(70_000, |id| log.tiles[&id].clone()).unwrap();
     assert_eq!(loaded, log.tree);
     assert!(matches!(

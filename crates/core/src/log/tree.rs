@@ -46,6 +46,16 @@ impl Tree {
         Self::default()
     }
 
+    /// The tiles that make the edge of a tree of `size` entries: the last of each level, where it is not full.
+    pub fn edge_of(size: u64) -> Vec<TileId> {
+        let level = |level: u8| {
+            let hashes = size.checked_shr(u32::from(TILE_HEIGHT) * u32::from(level))?;
+            let id = TileId { level, number: hashes / u64::from(TILE_WIDTH) };
+            (hashes > 0).then_some(id)
+        };
+        (0..).map_while(level).filter(|id| id.width_in(size) > 0).collect()
+    }
+
     /// Puts a tree of `size` entries together from the last tile of each level, as `edge` gives it; what it gives
     /// for a level without one is not looked at.
     ///

@@ -6,6 +6,7 @@
 
 mod change;
 mod live;
+mod log;
 mod rows;
 mod write;
 mod writer;
@@ -22,6 +23,7 @@ use sqlx::sqlite::{
 use tokio::sync::{mpsc, oneshot};
 
 pub use live::{Live, Stale};
+pub use log::{LogError, LogSigner, Proven};
 pub use rows::{
     AllowedEk, Authority, AuthorityKind, HostRow, InstanceRow, RecordRow, RegistrationRow, Revocation,
     TrustDomainRow,
@@ -41,6 +43,9 @@ pub enum StoreError {
     /// The schema could not be brought up to date.
     #[error("store: schema: {0}")]
     Migration(#[from] sqlx::migrate::MigrateError),
+    /// The log does not go on.
+    #[error("log: {0}")]
+    Log(#[from] LogError),
     /// A row holds what this version cannot read.
     #[error("store: {table}: {problem}")]
     Unreadable {
@@ -109,6 +114,13 @@ pub enum Conflict {
     },
 }
 
+/// A store that is open and not written yet: who writes needs the log's key.
+#[derive(Debug)]
+pub struct Opened {
+    writer: SqlitePool,
+    reads: SqlitePool,
+}
+
 /// The issuer's state.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -120,12 +132,43 @@ pub struct Store {
 /// How many write requests may wait before callers are held back.
 const WRITE_QUEUE: usize = 1024;
 
+impl Opened {
+    /// The trust domain, if `init` has made one here.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn trust_domain(&self) -> Result<Option<TrustDomainRow>, StoreError> {
+        rows::trust_domain(&self.reads).await
+    }
+
+    /// Whether anything was ever signed here as this log's.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn has_checkpoint(&self) -> Result<bool, StoreError> {
+        let count: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM log_checkpoint").fetch_one(&self.reads).await?;
+        Ok(count > 0)
+    }
+
+    /// Begins to write, and to log what is written, once the records are held against the log's checkpoint.
+    ///
+    /// # Errors
+    /// The store cannot be read, or its records are not those that were signed for.
+    pub async fn write_with(self, signer: LogSigner) -> Result<Store, StoreError> {
+        let (writes, queue) = mpsc::channel(WRITE_QUEUE);
+        let live = Arc::new(Live::default());
+        tokio::spawn(Writer::new(self.writer, live.clone(), signer).await?.run(queue));
+        Ok(Store { reads: self.reads, live, writes })
+    }
+}
+
 impl Store {
     /// Opens the database file, making it when absent, and brings its schema up to date.
     ///
     /// # Errors
     /// The file cannot be opened, or its schema is newer than this program.
-    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+    pub async fn open(path: &Path) -> Result<Opened, StoreError> {
         let options = SqliteConnectOptions::from_str("sqlite://")?
             .filename(path)
             .create_if_missing(true)
@@ -141,10 +184,15 @@ impl Store {
             .max_connections(2)
             .connect_with(options.read_only(true).create_if_missing(false))
             .await?;
-        let (writes, queue) = mpsc::channel(WRITE_QUEUE);
-        let live = Arc::new(Live::default());
-        tokio::spawn(Writer::new(writer, live.clone()).await?.run(queue));
-        Ok(Self { reads, live, writes })
+        Ok(Opened { writer, reads })
+    }
+
+    /// Proves that the log has the record of the certificate with this serial; none if there is no such record.
+    ///
+    /// # Errors
+    /// The store cannot be read, or what it holds does not lead to its own checkpoint.
+    pub async fn prove(&self, serial: &[u8]) -> Result<Option<Proven>, StoreError> {
+        log::prove(&self.reads, serial).await
     }
 
     /// Commits `writes` as a whole, together with whatever else is waiting, and returns once they are

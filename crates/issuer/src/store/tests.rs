@@ -1,4 +1,5 @@
 use hallmark_core::id::{AgentName, HostId, InstanceId};
+use hallmark_core::log::{LogKey, LogVerifier, SoftwareLogKey, check_inclusion, leaf_hash, open_checkpoint};
 use hallmark_core::tier::Tier;
 
 use super::*;
@@ -6,8 +7,18 @@ use crate::record::{Kind, Record};
 
 async fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(&dir.path().join("t.db")).await.unwrap();
+    let store = open(&dir).await.unwrap();
     (dir, store)
+}
+
+fn signer() -> LogSigner {
+    let key = SoftwareLogKey::from_seed(&[7; 32]).unwrap();
+    let verifier = LogVerifier::new("example.org/log/issuer-1".parse().unwrap(), key.public());
+    LogSigner::in_token(verifier, Arc::new(key))
+}
+
+async fn open(dir: &tempfile::TempDir) -> Result<Store, StoreError> {
+    Store::open(&dir.path().join("t.db")).await?.write_with(signer()).await
 }
 
 fn host(name: &str) -> HostId {
@@ -155,7 +166,7 @@ async fn numbering_goes_on_after_a_restart() {
     store.commit(vec![registered("x", 1)]).await.unwrap();
     store.commit(issued(1, 10)).await.unwrap();
     drop(store);
-    let store = Store::open(&dir.path().join("t.db")).await.unwrap();
+    let store = open(&dir).await.unwrap();
     let outcome = store.commit(issued(2, 10)).await.unwrap();
     assert_eq!(outcome.records[0].as_ref().unwrap().number(), 2);
 }
@@ -195,7 +206,7 @@ async fn an_ended_instance_gets_no_credential_again_even_after_a_restart() {
     assert_eq!(stale(&store, issue(1, 30, |_| {})).await, Stale::Ended);
     drop(store);
     // The clock of a restart is the machine's: an hour of 1970 is forgotten, and its ids are too old to be new.
-    let store = Store::open(&dir.path().join("t.db")).await.unwrap();
+    let store = open(&dir).await.unwrap();
     let now = unix_now();
     assert_eq!(stale(&store, issue(1, 30, |i| i.issued_at = now)).await, Stale::NotNew);
     let drawn = |n: u8| InstanceId::drawn_at(now.unsigned_abs() * 1000, [n; 10]);
@@ -204,14 +215,14 @@ async fn an_ended_instance_gets_no_credential_again_even_after_a_restart() {
     let who = Who { instances: Some(vec![drawn(2)]), ..Who::default() };
     store.commit(vec![ending(who, now)]).await.unwrap();
     drop(store);
-    let store = Store::open(&dir.path().join("t.db")).await.unwrap();
+    let store = open(&dir).await.unwrap();
     assert_eq!(stale(&store, new(2)).await, Stale::Ended);
     // An end longer ago than ends are remembered, of an instance whose credential is still remembered.
     store.commit(vec![new(3)]).await.unwrap().records.remove(0).unwrap();
     let who = Who { instances: Some(vec![drawn(3)]), ..Who::default() };
     store.commit(vec![ending(who, now - 5 * 3600)]).await.unwrap();
     drop(store);
-    let store = Store::open(&dir.path().join("t.db")).await.unwrap();
+    let store = open(&dir).await.unwrap();
     assert_eq!(stale(&store, new(3)).await, Stale::Ended);
 }
 
@@ -354,4 +365,93 @@ async fn a_newer_schema_is_refused() {
         .unwrap();
     db.close().await;
     assert!(matches!(Store::open(&path).await, Err(StoreError::Migration(_))));
+}
+
+async fn database(dir: &tempfile::TempDir) -> SqlitePool {
+    SqlitePool::connect_with(SqliteConnectOptions::new().filename(dir.path().join("t.db"))).await.unwrap()
+}
+
+#[tokio::test]
+async fn every_record_is_proven_by_the_checkpoint_of_its_commit() {
+    let (dir, store) = store().await;
+    store.commit(vec![registered("x", 1)]).await.unwrap();
+    // Over the first full tile, and over a restart.
+    for at in 1..=150 {
+        store.commit(issued(1, at)).await.unwrap();
+        store.commit(issued(2, at)).await.unwrap();
+    }
+    drop(store);
+    let store = open(&dir).await.unwrap();
+    store.commit(issued(1, 200)).await.unwrap();
+    for (n, at, index) in [(1, 1, 0), (2, 1, 1), (2, 128, 255), (1, 129, 256), (2, 150, 299), (1, 200, 300)] {
+        let proven = store.prove(&serial(n, at)).await.unwrap().unwrap();
+        let checkpoint = open_checkpoint(&proven.checkpoint, signer().verifier()).unwrap();
+        assert_eq!((proven.index, checkpoint.size), (index, 301));
+        assert!(proven.body.contains(&hex::encode(serial(n, at))));
+        check_inclusion(&checkpoint, index, leaf_hash(proven.body.as_bytes()), &proven.proof).unwrap();
+    }
+    assert!(store.prove(&[9; 16]).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_store_whose_records_were_changed_does_not_open() {
+    let changes = [
+        ("UPDATE records SET body = replace(body, 'team@', 'somebody@') WHERE number = 290", "changed"),
+        ("DELETE FROM records WHERE number = 300", "missing"),
+        ("UPDATE log_tiles SET hashes = zeroblob(8192)", "changed"),
+        ("UPDATE log_checkpoint SET root = zeroblob(32)", "changed"),
+        ("UPDATE log_checkpoint SET note = x'00'", "not signed"),
+        ("UPDATE log_checkpoint SET size = 299", "changed"),
+    ];
+    for (change, why) in changes {
+        let (dir, store) = store().await;
+        store.commit(vec![registered("x", 1)]).await.unwrap();
+        for at in 1..=150 {
+            store.commit(issued(1, at)).await.unwrap();
+            store.commit(issued(2, at)).await.unwrap();
+        }
+        drop(store);
+        let db = database(&dir).await;
+        sqlx::query(change).execute(&db).await.unwrap();
+        db.close().await;
+        let refused = open(&dir).await.unwrap_err().to_string();
+        assert!(refused.contains(why), "{change}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_record_changed_under_a_full_tile_has_no_proof() {
+    let (dir, store) = store().await;
+    store.commit(vec![registered("x", 1)]).await.unwrap();
+    for at in 1..=150 {
+        store.commit(issued(1, at)).await.unwrap();
+        store.commit(issued(2, at)).await.unwrap();
+    }
+    let db = database(&dir).await;
+    sqlx::query("UPDATE records SET body = replace(body, 'team@', 'somebody@') WHERE number = 1")
+        .execute(&db)
+        .await
+        .unwrap();
+    assert!(matches!(store.prove(&serial(1, 1)).await, Err(StoreError::Unreadable { .. })));
+    store.prove(&serial(2, 1)).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_store_of_before_the_log_is_taken_in() {
+    let (dir, store) = store().await;
+    store.commit(vec![registered("x", 1)]).await.unwrap();
+    for at in 1..=150 {
+        store.commit(issued(1, at)).await.unwrap();
+        store.commit(issued(2, at)).await.unwrap();
+    }
+    let before = store.prove(&serial(1, 1)).await.unwrap().unwrap();
+    drop(store);
+    let db = database(&dir).await;
+    for table in ["log_checkpoint", "log_tiles"] {
+        sqlx::query(&format!("DELETE FROM {table}")).execute(&db).await.unwrap();
+    }
+    db.close().await;
+    assert!(!Store::open(&dir.path().join("t.db")).await.unwrap().has_checkpoint().await.unwrap());
+    let store = open(&dir).await.unwrap();
+    assert_eq!(store.prove(&serial(1, 1)).await.unwrap().unwrap().checkpoint, before.checkpoint);
 }

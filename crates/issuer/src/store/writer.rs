@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 
 use super::change::{self, Turned};
 use super::live::{Claim, Live};
+use super::log::{self, Log, LogSigner};
 use super::rows;
 use super::write::{After, Issue, Recorded, Reply, Request, Write, WriteOutcome};
 use super::{StoreError, unix_now};
@@ -29,8 +30,7 @@ const PATIENCE: Duration = Duration::from_millis(3);
 pub(super) struct Writer {
     db: SqlitePool,
     live: Arc<Live>,
-    /// Number of the next record.
-    next: u64,
+    log: Log,
     /// A commit failed: what is alive must be read anew before anything is held against it.
     reload: bool,
     /// Where hosts stood before the commit under way.
@@ -38,13 +38,11 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Reads what is alive.
-    pub(super) async fn new(db: SqlitePool, live: Arc<Live>) -> Result<Self, StoreError> {
-        let newest: Option<i64> =
-            sqlx::query_scalar("SELECT max(number) FROM records").fetch_one(&db).await?;
-        let next = newest.unwrap_or(0).unsigned_abs() + 1;
+    /// Reads the log and what is alive.
+    pub(super) async fn new(db: SqlitePool, live: Arc<Live>, signer: LogSigner) -> Result<Self, StoreError> {
+        let log = Log::load(&db, signer).await?;
         rows::load_live(&db, &live, unix_now()).await?;
-        Ok(Self { db, live, next, reload: false, before: Vec::new() })
+        Ok(Self { db, live, log, reload: false, before: Vec::new() })
     }
 
     /// Serves write requests until every [`super::Store`] is gone.
@@ -100,12 +98,13 @@ impl Writer {
     async fn commit(&mut self, requests: Vec<Vec<Write>>) -> Result<Outcomes, StoreError> {
         self.before.clear();
         if self.reload {
+            self.log = Log::load(&self.db, self.log.signer()).await?;
             rows::load_live(&self.db, &self.live, unix_now()).await?;
             self.reload = false;
         }
         let mut connection = self.db.acquire().await?;
         let mut tx = connection.begin().await?;
-        let mut batch = Batch { next: self.next, ..Batch::default() };
+        let mut batch = Batch { next: self.log.size() + 1, ..Batch::default() };
         let mut outcomes: Outcomes = Vec::with_capacity(requests.len());
         let mut appending: Vec<(usize, Vec<Write>)> = Vec::with_capacity(requests.len());
         for writes in requests {
@@ -132,8 +131,14 @@ impl Writer {
         self.admit(appending, &mut batch, &mut outcomes);
         insert_records(&mut tx, &batch.entries).await?;
         insert_credentials(&mut tx, &batch.credentials).await?;
+        let grown = match batch.entries.as_slice() {
+            [] => None,
+            entries => Some(self.log.append(&mut tx, log::leaves(entries)).await?),
+        };
         tx.commit().await?;
-        self.next = batch.next;
+        if let Some(grown) = grown {
+            self.log.become_grown(grown);
+        }
         Ok(outcomes)
     }
 

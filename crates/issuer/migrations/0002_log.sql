@@ -1,0 +1,19 @@
+-- The log: record number n is entry n - 1 of its Merkle tree. Tiles are kept once they are full; what is not
+-- full yet follows from the records.
+
+CREATE TABLE log_tiles (
+    level           INTEGER NOT NULL,
+    number          INTEGER NOT NULL,
+    hashes          BLOB    NOT NULL,
+    PRIMARY KEY (level, number)
+);
+
+-- The newest checkpoint: changed in the commit that appends to the records.
+CREATE TABLE log_checkpoint (
+    one             INTEGER PRIMARY KEY CHECK (one = 1),
+    size            INTEGER NOT NULL,
+    root            BLOB    NOT NULL,
+    note            BLOB    NOT NULL
+);
+
+CREATE INDEX records_of_serial ON records (serial) WHERE serial IS NOT NULL;

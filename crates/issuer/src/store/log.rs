@@ -1,0 +1,300 @@
+//! The log beside the records: the tree grows in the commit that appends, and its checkpoint is signed before.
+//!
+//! A checkpoint that was signed and whose commit failed has been seen by nobody: it is dropped, and the tree is
+//! read anew from what the store holds.
+
+use std::sync::Arc;
+
+use hallmark_core::log::{
+    Checkpoint, FullTile, Hash, LogKey, LogKeyError, LogVerifier, ProofError, TILE_WIDTH, TileId, Tiles,
+    Tree, inclusion_tiles, leaf_hash, open_checkpoint, prove_inclusion, sign_checkpoint, tile_root,
+};
+use sqlx::sqlite::SqlitePool;
+use sqlx::{Row, SqliteConnection};
+
+use super::StoreError;
+use crate::record::Entry;
+
+/// Entries read at once when a tree is made from records.
+const READ: u64 = 1024;
+
+/// The log's name and key.
+#[derive(Clone, Debug)]
+pub struct LogSigner {
+    verifier: LogVerifier,
+    key: Arc<dyn LogKey>,
+    lasting: bool,
+}
+
+/// Why the log does not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The checkpoint could not be signed.
+    #[error(transparent)]
+    Key(#[from] LogKeyError),
+    /// There are fewer records than were signed for.
+    #[error("the log's checkpoint is of {signed} records, and the store has {found}: records are missing")]
+    Missing {
+        /// Records under the checkpoint.
+        signed: u64,
+        /// Records there are.
+        found: u64,
+    },
+    /// The records are not those that were signed for.
+    #[error("the store's records do not lead to its own checkpoint of {size} records: they were changed")]
+    Changed {
+        /// Records under the checkpoint.
+        size: u64,
+    },
+    /// The checkpoint is not this log's.
+    #[error("the store's checkpoint is not signed by this log's key: {0}")]
+    Checkpoint(String),
+    /// An entry is longer than a log's entries can be.
+    #[error("a record of {0} bytes is too long for the log")]
+    TooLong(usize),
+}
+
+impl LogSigner {
+    /// Of a key in a token: it lasts, and may take its time.
+    pub fn in_token(verifier: LogVerifier, key: Arc<dyn LogKey>) -> Self {
+        Self { verifier, key, lasting: true }
+    }
+
+    /// Of a key that is made at each start (`--dev`): checkpoints of before are not its own.
+    pub fn in_memory(verifier: LogVerifier, key: Arc<dyn LogKey>) -> Self {
+        Self { verifier, key, lasting: false }
+    }
+
+    /// What its checkpoints are verified with.
+    pub fn verifier(&self) -> &LogVerifier {
+        &self.verifier
+    }
+
+    async fn sign(&self, checkpoint: Checkpoint) -> Result<Vec<u8>, LogError> {
+        if !self.lasting {
+            return Ok(sign_checkpoint(&self.verifier, &*self.key, &checkpoint)?);
+        }
+        let Self { verifier, key, .. } = self.clone();
+        let signed =
+            tokio::task::spawn_blocking(move || sign_checkpoint(&verifier, &*key, &checkpoint)).await;
+        Ok(signed.unwrap_or_else(|_| Err(LogKeyError("signing ended".to_owned())))?)
+    }
+}
+
+/// The log as the writer holds it.
+#[derive(Debug)]
+pub(super) struct Log {
+    signer: LogSigner,
+    tree: Tree,
+}
+
+/// What a commit appends; it becomes the log once it is durable.
+pub(super) struct Grown(Tree);
+
+impl Log {
+    /// Reads the tree's edge, holds it against the checkpoint, and takes in records that no checkpoint covers
+    /// yet: those of a store made before it had a log.
+    pub(super) async fn load(db: &SqlitePool, signer: LogSigner) -> Result<Self, StoreError> {
+        let mut connection = db.acquire().await?;
+        let found: i64 = sqlx::query_scalar("SELECT coalesce(max(number), 0) FROM records")
+            .fetch_one(&mut *connection)
+            .await?;
+        let found = found.unsigned_abs();
+        let stored = checkpoint(&mut connection).await?;
+        let signed = stored.as_ref().map_or(0, |(checkpoint, _)| checkpoint.size);
+        if signed > found {
+            return Err(LogError::Missing { signed, found }.into());
+        }
+        let mut log = Self { tree: edge(&mut connection, signed).await?, signer };
+        if let Some((checkpoint, note)) = &stored {
+            if log.tree.root() != checkpoint.root {
+                return Err(LogError::Changed { size: signed }.into());
+            }
+            log.recognise(checkpoint, note)?;
+        }
+        drop(connection);
+        log.catch_up(db, found).await?;
+        Ok(log)
+    }
+
+    /// The checkpoint in the store must be one that this log's key signed.
+    fn recognise(&self, stored: &Checkpoint, note: &[u8]) -> Result<(), LogError> {
+        if !self.signer.lasting {
+            return Ok(());
+        }
+        match open_checkpoint(note, self.signer.verifier()) {
+            Ok(opened) if opened == *stored => Ok(()),
+            Ok(_) => Err(LogError::Changed { size: stored.size }),
+            Err(why) => Err(LogError::Checkpoint(why.to_string())),
+        }
+    }
+
+    async fn catch_up(&mut self, db: &SqlitePool, found: u64) -> Result<(), StoreError> {
+        while self.tree.size() < found {
+            let mut tx = db.begin().await?;
+            let from = self.tree.size();
+            let bodies = bodies(&mut tx, from, (from + READ).min(found)).await?;
+            let grown = self.append(&mut tx, bodies.iter().map(String::as_str)).await?;
+            tx.commit().await?;
+            self.become_grown(grown);
+        }
+        Ok(())
+    }
+
+    /// Appends these entries in a transaction; nothing is changed here until it is durable.
+    pub(super) async fn append(
+        &self,
+        tx: &mut SqliteConnection,
+        entries: impl Iterator<Item = &str>,
+    ) -> Result<Grown, StoreError> {
+        let (mut tree, mut full) = (self.tree.clone(), Vec::new());
+        for entry in entries {
+            if entry.len() > hallmark_core::log::MAX_ENTRY {
+                return Err(LogError::TooLong(entry.len()).into());
+            }
+            full.extend(tree.append(leaf_hash(entry.as_bytes())));
+        }
+        let checkpoint = Checkpoint { size: tree.size(), root: tree.root() };
+        let note = self.signer.sign(checkpoint).await?;
+        for FullTile { id, hashes } in full {
+            sqlx::query("INSERT INTO log_tiles (level, number, hashes) VALUES ($1, $2, $3)")
+                .bind(i64::from(id.level))
+                .bind(signed(id.number))
+                .bind(hashes)
+                .execute(&mut *tx)
+                .await?;
+        }
+        sqlx::query(
+            "INSERT INTO log_checkpoint (one, size, root, note) VALUES (1, $1, $2, $3)
+             ON CONFLICT (one) DO UPDATE SET size = excluded.size, root = excluded.root, note = excluded.note",
+        )
+        .bind(signed(checkpoint.size))
+        .bind(checkpoint.root.0.as_slice())
+        .bind(note)
+        .execute(tx)
+        .await?;
+        Ok(Grown(tree))
+    }
+
+    /// What was appended is durable.
+    pub(super) fn become_grown(&mut self, grown: Grown) {
+        self.tree = grown.0;
+    }
+
+    /// Entries in the log.
+    pub(super) fn size(&self) -> u64 {
+        self.tree.size()
+    }
+
+    /// Its name and key, to begin anew with.
+    pub(super) fn signer(&self) -> LogSigner {
+        self.signer.clone()
+    }
+}
+
+/// Entries of the batch, as the log has them.
+pub(super) fn leaves(entries: &[(u64, Entry)]) -> impl Iterator<Item = &str> {
+    entries.iter().map(|(_, entry)| entry.body.as_str())
+}
+
+/// A record, and the proof that the log has it.
+#[derive(Debug, Clone)]
+pub struct Proven {
+    /// Its index in the log: its number less one.
+    pub index: u64,
+    /// The entry.
+    pub body: String,
+    /// Hashes from the leaf to the root (RFC 6962 section 2.1.1).
+    pub proof: Vec<Hash>,
+    /// The signed checkpoint.
+    pub checkpoint: Vec<u8>,
+}
+
+/// Proves that the log has the record with this serial; none if there is no such record.
+pub(super) async fn prove(db: &SqlitePool, serial: &[u8]) -> Result<Option<Proven>, StoreError> {
+    // One transaction: records and checkpoint are of the same moment.
+    let mut tx = db.begin().await?;
+    let row = sqlx::query("SELECT number, body FROM records WHERE serial = $1")
+        .bind(serial)
+        .fetch_optional(&mut *tx)
+        .await?;
+    let (Some(row), Some((checkpoint, note))) = (row, checkpoint(&mut tx).await?) else { return Ok(None) };
+    let index = row.try_get::<i64, _>("number")?.unsigned_abs().saturating_sub(1);
+    let body: String = row.try_get("body")?;
+    let mut tiles = Tiles::new();
+    let wanted = inclusion_tiles(checkpoint.size, index).map_err(broken)?;
+    for id in wanted {
+        tiles.insert(id, tile(&mut tx, id, checkpoint.size).await?);
+    }
+    let proof = prove_inclusion(&checkpoint, index, leaf_hash(body.as_bytes()), &tiles).map_err(broken)?;
+    Ok(Some(Proven { index, body, proof, checkpoint: note }))
+}
+
+fn broken(error: ProofError) -> StoreError {
+    StoreError::Unreadable { table: "log_tiles", problem: error.to_string() }
+}
+
+async fn checkpoint(db: &mut SqliteConnection) -> Result<Option<(Checkpoint, Vec<u8>)>, StoreError> {
+    let row = sqlx::query("SELECT size, root, note FROM log_checkpoint").fetch_optional(db).await?;
+    row.map(|row| {
+        let root: Vec<u8> = row.try_get("root")?;
+        let unreadable = || StoreError::Unreadable { table: "log_checkpoint", problem: "root".to_owned() };
+        let root = Hash(root.try_into().map_err(|_| unreadable())?);
+        let size = row.try_get::<i64, _>("size")?.unsigned_abs();
+        Ok((Checkpoint { size, root }, row.try_get("note")?))
+    })
+    .transpose()
+}
+
+/// The growing edge of a tree of `size` entries.
+async fn edge(db: &mut SqliteConnection, size: u64) -> Result<Tree, StoreError> {
+    let mut edge = Tiles::new();
+    for id in Tree::edge_of(size) {
+        edge.insert(id, tile(db, id, size).await?);
+    }
+    Tree::load(size, |id| edge.remove(&id).unwrap_or_default())
+        .map_err(|e| StoreError::Unreadable { table: "log_tiles", problem: e.to_string() })
+}
+
+/// A tile as it is in a tree of `size` entries.
+async fn tile(db: &mut SqliteConnection, id: TileId, size: u64) -> Result<Vec<u8>, StoreError> {
+    let width = id.width_in(size);
+    if width == TILE_WIDTH {
+        let row: Option<Vec<u8>> =
+            sqlx::query_scalar("SELECT hashes FROM log_tiles WHERE level = $1 AND number = $2")
+                .bind(i64::from(id.level))
+                .bind(signed(id.number))
+                .fetch_optional(db)
+                .await?;
+        return Ok(row.unwrap_or_default());
+    }
+    let from = id.number * u64::from(TILE_WIDTH);
+    let to = from + u64::from(width);
+    match id.level.checked_sub(1) {
+        None => {
+            let bodies = bodies(db, from, to).await?;
+            Ok(bodies.iter().flat_map(|body| leaf_hash(body.as_bytes()).0).collect())
+        }
+        Some(below) => {
+            let rows: Vec<Vec<u8>> = sqlx::query_scalar(
+                "SELECT hashes FROM log_tiles WHERE level = $1 AND number >= $2 AND number < $3 ORDER BY number",
+            )
+            .bind(i64::from(below))
+            .bind(signed(from))
+            .bind(signed(to))
+            .fetch_all(db)
+            .await?;
+            Ok(rows.iter().filter_map(|hashes| tile_root(hashes)).flat_map(|hash| hash.0).collect())
+        }
+    }
+}
+
+/// Entries from index `from` to before `to`.
+async fn bodies(db: &mut SqliteConnection, from: u64, to: u64) -> Result<Vec<String>, StoreError> {
+    let query = "SELECT body FROM records WHERE number > $1 AND number <= $2 ORDER BY number";
+    Ok(sqlx::query_scalar(query).bind(signed(from)).bind(signed(to)).fetch_all(db).await?)
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
