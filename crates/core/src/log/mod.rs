@@ -10,12 +10,14 @@
 //! key. Of two checkpoints with the same name and key, one must be a prefix of the other: whoever shows two that
 //! are not has shown two histories, and both signatures prove it.
 
+mod audit;
 mod checkpoint;
 mod entries;
 mod key;
 mod proof;
 mod tree;
 
+pub use audit::{AuditError, Entries, Served, audit};
 pub use checkpoint::{Checkpoint, CheckpointError, MAX_CHECKPOINT, open_checkpoint, sign_checkpoint};
 pub use entries::{BundleError, MAX_ENTRY, bundle, read_bundle};
 pub use key::{LogKey, LogKeyError, LogName, LogVerifier, SoftwareLogKey, VerifierError};

@@ -325,3 +325,147 @@ fn verifier_keys_that_are_none() {
     assert!("a\nb".parse::<LogName>().is_err() && "a+b".parse::<LogName>().is_err());
     assert!("x".repeat(256).parse::<LogName>().is_err());
 }
+
+/// A log as it is served: every path, and what is there.
+#[derive(Clone)]
+struct Files(std::collections::BTreeMap<String, Vec<u8>>);
+
+impl Files {
+    fn of(entries: &[Vec<u8>]) -> Self {
+        let (mut tree, mut files) = (Tree::new(), std::collections::BTreeMap::new());
+        for (number, chunk) in entries.chunks(256).enumerate() {
+            let width = u16::try_from(chunk.len()).unwrap();
+            let bundle = bundle(chunk.iter().map(Vec::as_slice)).unwrap();
+            files.insert(bundle_path(number as u64, width), bundle);
+            for entry in chunk {
+                for tile in tree.append(leaf_hash(entry)) {
+                    files.insert(tile.id.path(256), tile.hashes);
+                }
+            }
+        }
+        for (id, hashes) in (0..tree.levels()).filter_map(|level| tree.partial(level)) {
+            files.insert(id.path(id.width_in(tree.size())), hashes.to_vec());
+        }
+        let (key, verifier) = signer();
+        let checkpoint = Checkpoint { size: tree.size(), root: tree.root() };
+        files.insert("checkpoint".to_owned(), sign_checkpoint(&verifier, &key, &checkpoint).unwrap());
+        Self(files)
+    }
+
+    fn audit(&self, since: Option<&Checkpoint>) -> Result<Checkpoint, AuditError> {
+        let mut served = |path: &str| self.0.get(path).cloned().ok_or_else(|| "not there".to_owned());
+        audit(&mut served, &signer().1, since, &mut |_, _| Ok(()))
+    }
+
+    fn checkpoint(&self) -> Checkpoint {
+        open_checkpoint(&self.0["checkpoint"], &signer().1).unwrap()
+    }
+}
+
+fn entries(n: usize) -> Vec<Vec<u8>> {
+    (0..n).map(|i| format!("entry {i}").into_bytes()).collect()
+}
+
+#[test]
+fn a_log_as_it_is_served_holds() {
+    for n in [0, 1, 255, 256, 257, 600, 66_000] {
+        let files = Files::of(&entries(n));
+        assert_eq!(files.audit(None), Ok(files.checkpoint()), "{n}");
+    }
+    let mut seen = Vec::new();
+    let files = Files::of(&entries(300));
+    let mut served = |path: &str| Ok(files.0[path].clone());
+    let mut show = |index: u64, entry: &[u8]| {
+        seen.push((index, entry.to_vec()));
+        if index == 299 { Err("looked at".to_owned()) } else { Ok(()) }
+    };
+    let found = audit(&mut served, &signer().1, None, &mut show);
+    assert_eq!(found, Err(AuditError::Content { index: 299, why: "looked at".to_owned() }));
+    assert!(seen.into_iter().map(|(_, entry)| entry).eq(entries(300)));
+}
+
+#[test]
+fn partial_tiles_that_are_full_by_now() {
+    let (then, now) = (Files::of(&entries(300)), Files::of(&entries(512)));
+    let mut files = now.clone();
+    files.0.insert("checkpoint".to_owned(), then.0["checkpoint"].clone());
+    // The tile above is partial in both.
+    files.0.extend(
+        then.0.iter().filter(|(path, _)| path.starts_with("tile/1/")).map(|(p, t)| (p.clone(), t.clone())),
+    );
+    assert_eq!(files.audit(None), Ok(then.checkpoint()));
+}
+
+#[test]
+fn what_contradicts_an_earlier_checkpoint_is_named() {
+    let all = entries(700);
+    let (then, now) = (Files::of(&all[..300]), Files::of(&all));
+    assert_eq!(now.audit(Some(&then.checkpoint())), Ok(now.checkpoint()));
+    assert_eq!(now.audit(Some(&now.checkpoint())), Ok(now.checkpoint()));
+    assert_eq!(now.audit(Some(&Files::of(&[]).checkpoint())), Ok(now.checkpoint()));
+    assert_eq!(then.audit(Some(&now.checkpoint())), Err(AuditError::RolledBack { then: 700, now: 300 }));
+    let mut other = all.clone();
+    other[5] = b"another".to_vec();
+    let other = Files::of(&other[..300]).checkpoint();
+    assert_eq!(now.audit(Some(&other)), Err(AuditError::Forked { size: 300 }));
+}
+
+#[test]
+fn whoever_rewrites_entries_and_tiles_still_lacks_the_signature() {
+    let mut all = entries(600);
+    let honest = Files::of(&all);
+    let rewritten = |all: &[Vec<u8>]| {
+        let mut files = Files::of(all);
+        files.0.insert("checkpoint".to_owned(), honest.0["checkpoint"].clone());
+        files.audit(None)
+    };
+    all.swap(3, 4);
+    assert_eq!(rewritten(&all), Err(AuditError::Rewritten { size: 600 }));
+    all.swap(3, 4);
+    all[599] = b"another".to_vec();
+    assert_eq!(rewritten(&all), Err(AuditError::Rewritten { size: 600 }));
+    all.remove(77);
+    assert!(matches!(rewritten(&all), Err(AuditError::Unserved { .. })));
+}
+
+proptest! {
+    #[test]
+    fn any_byte_changed_anywhere_is_found_and_named(
+        n in 1_usize..700,
+        file in any::<prop::sample::Index>(),
+        place in any::<prop::sample::Index>(),
+        bit in 0_u32..8,
+    ) {
+        let mut files = Files::of(&entries(n));
+        let paths: Vec<String> = files.0.keys().cloned().collect();
+        let path = &paths[file.index(paths.len())];
+        let bytes = files.0.get_mut(path).unwrap();
+        let place = place.index(bytes.len());
+        bytes[place] ^= 1 << bit;
+        let error = files.audit(None).unwrap_err();
+        match error {
+            AuditError::Checkpoint(_) => prop_assert_eq!(path, "checkpoint"),
+            AuditError::Bundle { path: named, .. } | AuditError::Tile { path: named, .. } => {
+                prop_assert_eq!(&named, path);
+            }
+            AuditError::Entry { bundle, tile, .. } => prop_assert!([&bundle, &tile].contains(&path)),
+            other => prop_assert!(false, "{path}: {other}"),
+        }
+    }
+
+    #[test]
+    fn any_file_gone_or_cut_is_named(n in 1_usize..700, file in any::<prop::sample::Index>(), cut in 1_usize..33) {
+        let files = Files::of(&entries(n));
+        let paths: Vec<String> = files.0.keys().cloned().collect();
+        let path = &paths[file.index(paths.len())];
+        let mut gone = files.clone();
+        gone.0.remove(path);
+        let error = gone.audit(None).unwrap_err();
+        prop_assert!(error.to_string().contains(path.as_str()), "{path}: {error}");
+        let mut short = files.clone();
+        let bytes = short.0.get_mut(path).unwrap();
+        bytes.truncate(bytes.len().saturating_sub(cut));
+        let error = short.audit(None).unwrap_err();
+        prop_assert!(error.to_string().contains(path.as_str()), "{path}: {error}");
+    }
+}
