@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::agent::{exec::ExecArgs, fetch::FetchArgs, verify::VerifyArgs};
 use crate::operator::{
     agents::AgentCommand, apply::ApplyArgs, bundle::BundleArgs, doctor::DoctorArgs, explain::ExplainArgs,
-    host::HostCommand, join_token::JoinTokenCommand, records::RecordsArgs,
+    host::HostCommand, join_token::JoinTokenCommand, log::LogCommand, records::RecordsArgs,
 };
 
 /// Where the issuer listens for operators.
@@ -107,6 +107,9 @@ pub(crate) enum Command {
     Explain(ExplainArgs),
     /// The issuer's decisions, newest last (operators)
     Records(RecordsArgs),
+    /// The log of those decisions: proofs, and whether it holds (operators, auditors)
+    #[command(subcommand)]
+    Log(LogCommand),
     /// The roots that relying parties trust, by tier (operators)
     Bundle(BundleArgs),
     /// What the host daemon sees of the calling process, and which registration it matches (agents)

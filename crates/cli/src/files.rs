@@ -81,13 +81,18 @@ pub(crate) fn bundle_contents(roots: &Roots) -> Vec<Content> {
 
 /// Writes the bundle files into a directory, each atomically; gives their names.
 pub(crate) fn write_bundles(dir: &Path, roots: &Roots) -> Result<Vec<String>, Failure> {
+    write_files(dir, &bundle_contents(roots))
+}
+
+/// Writes files into a directory, each atomically; gives their names.
+pub(crate) fn write_files(dir: &Path, contents: &[Content]) -> Result<Vec<String>, Failure> {
     let failed = |error: io::Error| Failure::refused(format!("cannot write to {}: {error}", dir.display()));
     fs::create_dir_all(dir).map_err(failed)?;
     let mut written = Vec::new();
-    for content in bundle_contents(roots) {
+    for content in contents {
         let temporary = dir.join(format!(".{}.{}", content.name, std::process::id()));
         let _ = fs::remove_file(&temporary);
-        write_new(&temporary, &content)
+        write_new(&temporary, content)
             .and_then(|()| fs::rename(&temporary, dir.join(&content.name)))
             .map_err(failed)?;
         written.push(content.name.clone());

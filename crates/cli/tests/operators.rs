@@ -29,6 +29,7 @@ fn every_answer_is_one_json_document_and_a_table_without_colours() {
         (&["explain", "mailer", "--host", "web-01"], "tiers"),
         (&["records"], "records"),
         (&["bundle"], "entries"),
+        (&["log", "key"], "key"),
     ] {
         let output = issuer.run(&[args, &["--output", "json"]].concat());
         assert_eq!(code(&output), 0, "{args:?}: {}", stderr(&output));
@@ -200,6 +201,15 @@ fn records_are_asked_for_as_they_are_wanted() {
         ("mailer", "web-01", 7, 9)
     );
     assert!(stdout(&issuer.run(&["records"])).contains("agent=mailer"));
+}
+
+#[test]
+fn a_proof_is_checked_and_not_believed() {
+    let issuer = FakeIssuer::start();
+    let output = issuer.run(&["log", "prove", "--serial", "51d67fc56306231cac860aeafb8f93f3"]);
+    assert_eq!(code(&output), 1);
+    assert!(stderr(&output).contains("the issuer's proof does not hold"), "{}", stderr(&output));
+    assert_eq!(code(&issuer.run(&["log", "prove"])), 2);
 }
 
 #[test]

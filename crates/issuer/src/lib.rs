@@ -27,6 +27,7 @@ pub mod server;
 pub mod standing;
 pub mod status;
 pub mod store;
+pub mod tiles;
 pub mod token;
 
 /// Lower-case hexadecimal digits. `hex::encode` goes by way of characters; a record has 250 digits of these.

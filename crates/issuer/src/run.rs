@@ -29,7 +29,7 @@ use crate::logging::LogLevel;
 use crate::record::{Kind, Record};
 use crate::server::HostServices;
 use crate::store::{Store, Write};
-use crate::{crl, ek_roots, flow, init, token};
+use crate::{crl, ek_roots, flow, init, tiles, token};
 
 /// Lifetime of the issuer's own server certificate; renewed at half.
 const OWN_SVID_LIFETIME: Duration = Duration::from_secs(24 * 3600);
@@ -45,7 +45,7 @@ const HEALTH_EVERY: Duration = Duration::from_secs(30);
 /// # Errors
 /// It cannot start; once it serves, failures are answered and logged.
 pub async fn run(config: Config, dev: bool, level: LogLevel) -> anyhow::Result<()> {
-    let (issuer, identity) = start(config, dev).await?;
+    let (issuer, identity, tree) = start(config, dev).await?;
     let config = issuer.config();
     let admission = Admission::new(Operators::resolve(&config.admin).map_err(anyhow::Error::msg)?);
     let gate = Gate::new(config.limits.clone());
@@ -76,6 +76,7 @@ pub async fn run(config: Config, dev: bool, level: LogLevel) -> anyhow::Result<(
         tokio::spawn(admin::serve(admin_listener, admission.clone(), routes, until(stopped)))
     };
     tokio::spawn(crl::run(issuer.clone()));
+    tokio::spawn(tree.run(issuer.clone()));
     tokio::spawn(renew_own(issuer.clone(), identity));
     tokio::spawn(watch_health(issuer.clone(), health.clone()));
     tokio::spawn(purge(issuer.clone()));
@@ -106,7 +107,7 @@ pub async fn run(config: Config, dev: bool, level: LogLevel) -> anyhow::Result<(
 }
 
 /// Opens everything and makes the issuer's own credential.
-async fn start(config: Config, dev: bool) -> anyhow::Result<(Arc<Issuer>, Arc<SwappableCert>)> {
+async fn start(config: Config, dev: bool) -> anyhow::Result<(Arc<Issuer>, Arc<SwappableCert>, tiles::Tree)> {
     let store = Store::open(&config.database()).await?;
     let Some(row) = store.trust_domain().await? else {
         bail!("{} holds no trust domain yet: run hallmark-issuer init", config.data_dir.display());
@@ -137,6 +138,7 @@ async fn start(config: Config, dev: bool) -> anyhow::Result<(Arc<Issuer>, Arc<Sw
     let signer = init::log_signer(&config, token.as_ref(), !store.has_checkpoint().await?)?;
     tracing::info!(verifier = %signer.verifier(), "log");
     let store = store.write_with(signer).await?;
+    let tree = tiles::Tree::open(config.log_dir(), &store).await?;
     let ca = init::load_ca(&config, &row, &store.authorities().await?, token.as_ref())?;
     let roots: Vec<_> = Hierarchy::ALL
         .into_iter()
@@ -149,7 +151,7 @@ async fn start(config: Config, dev: bool) -> anyhow::Result<(Arc<Issuer>, Arc<Sw
     let (chain, key) = own_credential(&issuer).await?;
     let identity = SwappableCert::new();
     identity.set(chain, key)?;
-    Ok((issuer, identity))
+    Ok((issuer, identity, tree))
 }
 
 fn warn_of_what_is_weak(config: &Config, lab: bool, software: bool) {

@@ -145,3 +145,117 @@ fn operators_see_what_there_is() -> Result<()> {
     assert_eq!(result("issuer link"), Some("ok".into()), "{report}");
     Ok(())
 }
+
+/// A certificate, its proof, the log it is in, and what is said once each of them was changed.
+#[test]
+fn what_was_issued_is_proven_from_files_alone() -> Result<()> {
+    let (bed, host) = bed_with_host()?;
+    bed.apply(&registrations("team@test.example", &AGENTS)?)?;
+    let (dir, evidence) = (bed.path("fetched"), bed.path("evidence"));
+    wait_until("the registration to reach the host", || {
+        let fetched = agent(&host, &["fetch", "--agent", "plain", dir.to_str()?]).ok()?;
+        fetched.status.success().then_some(())
+    })?;
+    let chain = dir.join("chain.pem").display().to_string();
+    let evidence = evidence.display().to_string();
+    let key = bed.hallmark_ok(&["log", "key"])?.trim().to_owned();
+    assert!(key.starts_with("test.example/log/issuer-1+"), "{key}");
+    let proven = bed.hallmark(&["log", "prove", &chain, "--dir", &evidence, "-o", "json"])?;
+    let proven = json(&proven)?;
+    assert_eq!(
+        (&proven["record"]["agent"], &proven["record"]["owner"]),
+        (&"plain".into(), &"team@test.example".into())
+    );
+
+    // From here on nobody is asked.
+    let offline = |args: &[&str]| -> Result<Output> {
+        Ok(Command::new(binary("hallmark")?).args(["--admin-socket", "/nonexistent"]).args(args).output()?)
+    };
+    let check = |more: &[&str]| offline(&[&["log", "check", &evidence, "--key", &key], more].concat());
+    let held = check(&["--certificate", &chain])?;
+    assert!(held.status.success(), "{}", text(&held));
+    let ca = bed.path("data/public/infrastructure.pem").display().to_string();
+    assert!(!check(&["--certificate", &ca])?.status.success());
+    let log = bed.path("data/log");
+    let shown = log.display().to_string();
+    let verify = |more: &[&str]| offline(&[&["log", "verify", &shown, "--key", &key], more].concat());
+    wait_until("the log's files to be written", || {
+        let size =
+            std::fs::read_to_string(log.join("checkpoint")).ok()?.lines().nth(1)?.parse::<u64>().ok()?;
+        (size >= proven["size"].as_u64()?).then_some(())
+    })?;
+    let whole = verify(&["-o", "json"])?;
+    assert!(whole.status.success(), "{}", text(&whole));
+    assert!(json(&whole)?["counts"].to_string().contains("host-attestation"));
+
+    let kept = bed.path("kept");
+    std::fs::copy(log.join("checkpoint"), &kept)?;
+    let since = kept.display().to_string();
+    let size = json(&whole)?["size"].as_u64().context("size")?;
+    bed.hallmark_ok(&["join-token", "create", "host-9"])?;
+    wait_until("the log to grow", || {
+        let now = json(&verify(&["--since", &since, "-o", "json"]).ok()?).ok()?;
+        (now["size"].as_u64()? > size && now["since"].as_u64()? == size).then_some(())
+    })?;
+
+    // One byte of one record.
+    let record = Path::new(&evidence).join("record.json");
+    let honest = std::fs::read_to_string(&record)?;
+    std::fs::write(&record, honest.replace("team@", "else@"))?;
+    let forged = check(&[])?;
+    assert!(
+        !forged.status.success() && text(&forged).contains("does not have this entry"),
+        "{}",
+        text(&forged)
+    );
+    drop(host);
+    let bundle = walk(&log.join("tile/entries"))?;
+    let mut bytes = std::fs::read(&bundle)?;
+    bytes[40] ^= 1;
+    std::fs::write(&bundle, bytes)?;
+    let forged = verify(&[])?;
+    assert!(
+        !forged.status.success() && text(&forged).contains("entry 0: what tile/entries/000"),
+        "{}",
+        text(&forged)
+    );
+    Ok(())
+}
+
+/// The widest bundle of the first 256 entries.
+fn walk(entries: &Path) -> Result<std::path::PathBuf> {
+    let width = |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().parse().unwrap_or(0_u32);
+    let bundles = std::fs::read_dir(entries.join("000.p"))?.collect::<Result<Vec<_>, _>>()?;
+    Ok(bundles.iter().max_by_key(|entry| width(entry)).context("no bundle")?.path())
+}
+
+#[test]
+fn a_store_that_was_put_back_does_not_serve() -> Result<()> {
+    let mut bed = Bed::start(BedOptions::default())?;
+    bed.stop_issuer()?;
+    let (data, old) = (bed.path("data"), bed.path("old"));
+    std::fs::create_dir(&old)?;
+    for entry in std::fs::read_dir(&data)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            std::fs::copy(entry.path(), old.join(entry.file_name()))?;
+        }
+    }
+    bed.start_issuer()?;
+    bed.hallmark_ok(&["join-token", "create", "host-9"])?;
+    let size = |bed: &Bed| -> Option<u64> {
+        std::fs::read_to_string(bed.path("data/log/checkpoint")).ok()?.lines().nth(1)?.parse().ok()
+    };
+    let before = size(&bed);
+    wait_until("the log to be published", || (size(&bed) > before || size(&bed) >= Some(4)).then_some(()))?;
+    bed.stop_issuer()?;
+    for entry in std::fs::read_dir(&old)? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), data.join(entry.file_name()))?;
+    }
+    let refused = bed.start_issuer().err().context("it serves")?;
+    assert!(format!("{refused:#}").contains("older copy"), "{refused:#}");
+    std::fs::rename(bed.path("data/log"), bed.path("data/log.of-before"))?;
+    bed.start_issuer()?;
+    Ok(())
+}

@@ -7,5 +7,6 @@ pub(crate) mod doctor;
 pub(crate) mod explain;
 pub(crate) mod host;
 pub(crate) mod join_token;
+pub(crate) mod log;
 pub(crate) mod records;
 pub(crate) mod status;

@@ -38,6 +38,8 @@ struct StatusView {
     issued: u64,
     refused: u64,
     registrations_revision: u64,
+    log_size: u64,
+    log_verifier: String,
     cas: Vec<CaView>,
 }
 
@@ -72,6 +74,8 @@ impl From<StatusResponse> for StatusView {
             issued: s.issued,
             refused: s.refused,
             registrations_revision: s.registrations_revision,
+            log_size: s.log_size,
+            log_verifier: s.log_verifier,
             cas: s.cas.into_iter().map(CaView::from).collect(),
         }
     }
@@ -121,6 +125,7 @@ impl Present for StatusView {
                     self.live_credentials, self.issued, self.refused
                 )),
             ),
+            ("log", word(format!("{} entries, key {}", self.log_size, self.log_verifier))),
         ]);
         page.gap();
         let rows = self.cas.iter().map(|ca| {

@@ -209,6 +209,8 @@ impl Admin for Service {
             hosts: 2,
             hosts_connected: 1,
             agents: 3,
+            // Of the example in c2sp.org/signed-note.
+            log_verifier: "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW".into(),
             ..StatusResponse::default()
         }))
     }
@@ -323,6 +325,12 @@ impl Admin for Service {
             body: r#"{"v":1,"agent":"mailer","unmet":["quote-too-old"]}"#.into(),
         };
         Ok(Response::new(ListRecordsResponse { records: vec![record] }))
+    }
+
+    /// An issuer that lies.
+    async fn prove_record(&self, _: Request<ProveRecordRequest>) -> Answer<ProveRecordResponse> {
+        let proof = b"c2sp.org/tlog-proof@v1\nindex 0\n\nlog.example.org\n1\nAAAA\n\n".as_slice().into();
+        Ok(Response::new(ProveRecordResponse { index: 0, body: "{\"v\":1}".into(), proof }))
     }
 
     async fn bundle(&self, _: Request<BundleRequest>) -> Answer<BundleResponse> {

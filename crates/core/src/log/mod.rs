@@ -11,15 +11,19 @@
 //! are not has shown two histories, and both signatures prove it.
 
 mod audit;
+mod bundled;
 mod checkpoint;
 mod entries;
+mod facts;
 mod key;
 mod proof;
 mod tree;
 
 pub use audit::{AuditError, Entries, Served, audit};
+pub use bundled::{KeptProofError, check_proof, write_proof};
 pub use checkpoint::{Checkpoint, CheckpointError, MAX_CHECKPOINT, open_checkpoint, sign_checkpoint};
 pub use entries::{BundleError, MAX_ENTRY, bundle, read_bundle};
+pub use facts::{Contradiction, Facts};
 pub use key::{LogKey, LogKeyError, LogName, LogVerifier, SoftwareLogKey, VerifierError};
 pub use proof::{
     ProofError, Tiles, check_consistency, check_inclusion, consistency_tiles, inclusion_tiles,
@@ -36,6 +40,12 @@ const TILE_HEIGHT: u8 = 8;
 /// The leaf hash of an entry: SHA-256 of 0x00 and the entry (RFC 6962 section 2.1).
 pub fn leaf_hash(entry: &[u8]) -> Hash {
     tlog_tiles::record_hash(entry)
+}
+
+/// The tiles that a log of `new` entries serves otherwise than one of `old`: new ones, and wider ones.
+pub fn changed_tiles(old: u64, new: u64) -> Vec<TileId> {
+    let tiles = tlog_tiles::Tile::new_tiles(TILE_HEIGHT, old, new);
+    tiles.iter().map(|tile| TileId { level: tile.level(), number: tile.level_index() }).collect()
 }
 
 /// The hash that a full tile stands for in the tile above it; none if it is not full.

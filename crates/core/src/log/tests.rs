@@ -289,6 +289,39 @@ fn what_the_logs_key_signed_for_another_purpose_is_no_checkpoint() {
 }
 
 #[test]
+fn a_kept_proof_shows_its_entry_and_no_other() {
+    let files = Files::of(&entries(300));
+    let (log, verifier) = (Log::of(300), signer().1);
+    let proof = prove_inclusion(&files.checkpoint(), 77, leaf_hash(b"entry 77"), &log.tiles).unwrap();
+    let text = write_proof(77, &proof, &files.0["checkpoint"]);
+    assert!(text.starts_with(b"c2sp.org/tlog-proof@v1\nindex 77\n"));
+    assert_eq!(check_proof(&text, b"entry 77", &verifier), Ok((77, files.checkpoint())));
+    assert!(matches!(check_proof(&text, b"entry 78", &verifier), Err(KeptProofError::Proof(_))));
+    let said = String::from_utf8(text.clone()).unwrap();
+    let extra = said.replace("index 77", "extra aGVsbG8=\nindex 77");
+    assert!(check_proof(extra.as_bytes(), b"entry 77", &verifier).is_ok());
+    for (from, to) in
+        [("index 77", "index 077"), ("index 77", "index 78"), ("@v1", "@v2"), ("=\n", "\n"), ("\n\n", "\n")]
+    {
+        let forged = said.replacen(from, to, 1);
+        assert!(check_proof(forged.as_bytes(), b"entry 77", &verifier).is_err(), "{from:?} for {to:?}");
+    }
+    for place in 0..text.len() {
+        let mut forged = text.clone();
+        forged[place] ^= 1;
+        assert!(check_proof(&forged, b"entry 77", &verifier).is_err(), "byte {place}");
+    }
+}
+
+#[test]
+fn what_changes_from_one_checkpoint_to_the_next() {
+    let id = |(level, number)| TileId { level, number };
+    assert_eq!(changed_tiles(300, 300), []);
+    assert_eq!(changed_tiles(300, 301), [(0, 1)].map(id));
+    assert_eq!(changed_tiles(300, 600), [(0, 1), (0, 2), (1, 0)].map(id));
+}
+
+#[test]
 fn the_specifications_note_verifies() {
     // c2sp.org/signed-note, "Format" and "Verifier keys".
     let verifier: LogVerifier =

@@ -45,5 +45,12 @@ pub use verify::{
     ChainError, Demand, Usage, VerifiedInfra, VerifiedPeer, verify_chain, verify_infrastructure,
 };
 
+/// SHA-256 of a certificate in DER: what records name it by.
+pub fn fingerprint(der: &[u8]) -> [u8; 32] {
+    let mut sha256 = [0; 32];
+    sha256.copy_from_slice(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der).as_ref());
+    sha256
+}
+
 /// How far back `notBefore` lies before the time of issue, in seconds: for peers whose clocks are slow.
 pub const BACKDATE: i64 = 30;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hallmark_core::decide::{self, highest_tier};
 use hallmark_core::id::{AgentName, HostId, InstanceId};
+use hallmark_core::log::write_proof;
 use hallmark_core::registration::Registered;
 use hallmark_core::tier::Hierarchy;
 use hallmark_core::x509::OidArc;
@@ -73,6 +74,7 @@ impl Admin for AdminService {
         let trust_domain = issuer.trust_domain();
         let now = issuer.now();
         let (issued, refused) = issuer.counters().read();
+        let log = issuer.store().checkpoint().await.map_err(|e| status::admin(&e))?;
         let registry = issuer.registry();
         Ok(Response::new(wire::StatusResponse {
             trust_domain: trust_domain.name.to_string(),
@@ -93,6 +95,8 @@ impl Admin for AdminService {
             issued,
             refused,
             registrations_revision: registry.revision,
+            log_size: log.map_or(0, |(checkpoint, _)| checkpoint.size),
+            log_verifier: issuer.store().log_verifier().to_string(),
         }))
     }
 
@@ -309,6 +313,22 @@ impl Admin for AdminService {
             })
             .collect();
         Ok(Response::new(wire::ListRecordsResponse { records }))
+    }
+
+    async fn prove_record(
+        &self,
+        request: Request<wire::ProveRecordRequest>,
+    ) -> Result<Response<wire::ProveRecordResponse>, Status> {
+        let (_, request) = self.admit(request)?;
+        let proven = self.issuer.store().prove(&request.serial).await.map_err(|e| status::admin(&e))?;
+        let proven = proven.ok_or_else(|| {
+            Status::not_found(format!("no record has serial {}", hex::encode(&request.serial)))
+        })?;
+        Ok(Response::new(wire::ProveRecordResponse {
+            index: proven.index,
+            body: proven.body,
+            proof: write_proof(proven.index, &proven.proof, &proven.checkpoint).into(),
+        }))
     }
 
     async fn bundle(

@@ -227,6 +227,11 @@ impl Config {
         self.data_dir.join("hallmark.db")
     }
 
+    /// Directory of the log in files, for auditors.
+    pub fn log_dir(&self) -> PathBuf {
+        self.data_dir.join("log")
+    }
+
     /// Directory of what may be given to anybody: roots, bundles, CRLs.
     pub fn public_dir(&self) -> PathBuf {
         self.data_dir.join("public")

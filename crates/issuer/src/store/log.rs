@@ -197,6 +197,21 @@ pub(super) fn leaves(entries: &[(u64, Entry)]) -> impl Iterator<Item = &str> {
     entries.iter().map(|(_, entry)| entry.body.as_str())
 }
 
+/// The newest checkpoint, and as it is signed.
+pub(super) async fn newest(db: &SqlitePool) -> Result<Option<(Checkpoint, Vec<u8>)>, StoreError> {
+    checkpoint(&mut *db.acquire().await?).await
+}
+
+/// A tile as it is served by a log of `size` entries.
+pub(super) async fn served_tile(db: &SqlitePool, id: TileId, size: u64) -> Result<Vec<u8>, StoreError> {
+    tile(&mut *db.acquire().await?, id, size).await
+}
+
+/// Entries from index `from` to before `to`.
+pub(super) async fn entries(db: &SqlitePool, from: u64, to: u64) -> Result<Vec<String>, StoreError> {
+    bodies(&mut *db.acquire().await?, from, to).await
+}
+
 /// A record, and the proof that the log has it.
 #[derive(Debug, Clone)]
 pub struct Proven {

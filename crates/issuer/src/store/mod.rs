@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hallmark_core::id::{AgentName, HostId};
+use hallmark_core::log::{Checkpoint, LogVerifier, TileId};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
@@ -125,6 +126,7 @@ pub struct Opened {
 #[derive(Clone, Debug)]
 pub struct Store {
     reads: SqlitePool,
+    verifier: LogVerifier,
     live: Arc<Live>,
     writes: mpsc::Sender<Request>,
 }
@@ -157,9 +159,9 @@ impl Opened {
     /// The store cannot be read, or its records are not those that were signed for.
     pub async fn write_with(self, signer: LogSigner) -> Result<Store, StoreError> {
         let (writes, queue) = mpsc::channel(WRITE_QUEUE);
-        let live = Arc::new(Live::default());
+        let (live, verifier) = (Arc::new(Live::default()), signer.verifier().clone());
         tokio::spawn(Writer::new(self.writer, live.clone(), signer).await?.run(queue));
-        Ok(Store { reads: self.reads, live, writes })
+        Ok(Store { reads: self.reads, verifier, live, writes })
     }
 }
 
@@ -193,6 +195,35 @@ impl Store {
     /// The store cannot be read, or what it holds does not lead to its own checkpoint.
     pub async fn prove(&self, serial: &[u8]) -> Result<Option<Proven>, StoreError> {
         log::prove(&self.reads, serial).await
+    }
+
+    /// The log's newest checkpoint, and as it is signed; none before the first record.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn checkpoint(&self) -> Result<Option<(Checkpoint, Vec<u8>)>, StoreError> {
+        log::newest(&self.reads).await
+    }
+
+    /// A tile of the log as it is when it has `size` entries.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn log_tile(&self, id: TileId, size: u64) -> Result<Vec<u8>, StoreError> {
+        log::served_tile(&self.reads, id, size).await
+    }
+
+    /// The log's entries from index `from` to before `to`.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn log_entries(&self, from: u64, to: u64) -> Result<Vec<String>, StoreError> {
+        log::entries(&self.reads, from, to).await
+    }
+
+    /// What the log's checkpoints are verified with.
+    pub fn log_verifier(&self) -> &LogVerifier {
+        &self.verifier
     }
 
     /// Commits `writes` as a whole, together with whatever else is waiting, and returns once they are

@@ -1,0 +1,151 @@
+//! The log in files, as C2SP's tlog-tiles serves it: any web server on the directory will do, and
+//! `hallmark log verify` reads it as it is.
+//!
+//! What the store holds is the log; the files follow it, at most a second behind. The checkpoint is written
+//! last: whoever has read it finds all that it covers.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use hallmark_core::log::{
+    Checkpoint, TILE_WIDTH, TileId, Tiles, bundle, bundle_path, changed_tiles, consistency_tiles,
+    open_checkpoint, prove_consistency,
+};
+
+use crate::init::replace_file;
+use crate::issuer::Issuer;
+use crate::store::Store;
+
+/// How often what is new is written.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Where the log is written, and how far it is.
+#[derive(Debug)]
+pub struct Tree {
+    dir: PathBuf,
+    published: u64,
+}
+
+impl Tree {
+    /// Looks at what was written before. With a checkpoint of this log's key, the store must go on from it.
+    ///
+    /// # Errors
+    /// The store holds less than was published, or something else: it is an old copy that was put back, or was
+    /// changed.
+    pub async fn open(dir: PathBuf, store: &Store) -> anyhow::Result<Self> {
+        let published = match tokio::fs::read(dir.join("checkpoint")).await {
+            Ok(note) => open_checkpoint(&note, store.log_verifier()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Self { dir, published: 0 });
+            }
+            Err(error) => return Err(error).with_context(|| dir.join("checkpoint").display().to_string()),
+        };
+        match published {
+            Ok(published) => {
+                goes_on(store, &published, &dir).await?;
+                Ok(Self { dir, published: published.size })
+            }
+            Err(error) => {
+                // That of another key, as `--dev` has at each start, binds nobody.
+                tracing::warn!(%error, dir = %dir.display(), "the log in files is not this log's: it is written anew");
+                Ok(Self { dir, published: 0 })
+            }
+        }
+    }
+
+    /// Writes what is new, until the issuer drains.
+    pub async fn run(mut self, issuer: Arc<Issuer>) {
+        loop {
+            if let Err(error) = self.publish(issuer.store()).await {
+                tracing::error!(error = format!("{error:#}"), "the log's files could not be written");
+            }
+            if issuer.is_draining() {
+                return;
+            }
+            tokio::time::sleep(EVERY).await;
+        }
+    }
+
+    async fn publish(&mut self, store: &Store) -> anyhow::Result<()> {
+        let Some((checkpoint, note)) = store.checkpoint().await? else { return Ok(()) };
+        let (old, new) = (self.published, checkpoint.size);
+        if new == old && old > 0 {
+            return Ok(());
+        }
+        let width = u64::from(TILE_WIDTH);
+        for number in old / width..new.div_ceil(width) {
+            let id = TileId { level: 0, number };
+            let from = number * width;
+            let entries = store.log_entries(from, from + u64::from(id.width_in(new))).await?;
+            let bundle = bundle(entries.iter().map(|entry| entry.as_bytes()))?;
+            self.write(&bundle_path(number, id.width_in(new)), bundle).await?;
+        }
+        let changed = changed_tiles(old, new);
+        for id in &changed {
+            let tile = store.log_tile(*id, new).await?;
+            self.write(&id.path(id.width_in(new)), tile).await?;
+        }
+        self.write("checkpoint", note).await?;
+        self.published = new;
+        for id in changed {
+            self.drop_narrower(id, new).await;
+        }
+        Ok(())
+    }
+
+    /// Partial tiles and bundles that a wider one has replaced.
+    async fn drop_narrower(&self, id: TileId, size: u64) {
+        let width = id.width_in(size);
+        let mut paths = vec![id.path(1)];
+        if id.level == 0 {
+            paths.push(bundle_path(id.number, 1));
+        }
+        // The one of the checkpoint before stays: somebody may be reading it.
+        for path in paths {
+            let Some(partial) = self.dir.join(path).parent().map(Path::to_owned) else { continue };
+            if width == TILE_WIDTH {
+                let _ = tokio::fs::remove_dir_all(partial).await;
+            }
+        }
+    }
+
+    async fn write(&self, path: &str, content: Vec<u8>) -> anyhow::Result<()> {
+        let path = self.dir.join(path);
+        tokio::task::spawn_blocking(move || {
+            if let Some(dir) = path.parent() {
+                std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+            }
+            replace_file(&path, &content)
+        })
+        .await?
+    }
+}
+
+async fn goes_on(store: &Store, published: &Checkpoint, dir: &Path) -> anyhow::Result<()> {
+    let now = store.checkpoint().await?.map(|(checkpoint, _)| checkpoint);
+    let size = now.as_ref().map_or(0, |now| now.size);
+    let remedy = format!(
+        "Put the newer store back. If it is lost for good, move {} away: the log then goes on from what is here, and whoever kept a later checkpoint can prove that it lost records.",
+        dir.display()
+    );
+    if size < published.size {
+        bail!(
+            "the store has {size} records, and {} were published: an older copy of it was put back. {remedy}",
+            published.size
+        );
+    }
+    let (Some(now), true) = (now, published.size > 0) else { return Ok(()) };
+    let mut tiles = Tiles::new();
+    for id in consistency_tiles(now.size, published.size)? {
+        tiles.insert(id, store.log_tile(id, now.size).await?);
+    }
+    if prove_consistency(&now, published, &tiles).is_err() {
+        bail!(
+            "the store's records are not those of the published checkpoint of {} records: it is another history. {remedy}",
+            published.size
+        );
+    }
+    Ok(())
+}
