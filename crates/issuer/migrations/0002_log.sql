@@ -13,7 +13,14 @@ CREATE TABLE log_checkpoint (
     one             INTEGER PRIMARY KEY CHECK (one = 1),
     size            INTEGER NOT NULL,
     root            BLOB    NOT NULL,
-    note            BLOB    NOT NULL
+    note            BLOB    NOT NULL,
+    -- Records up to this number are in `serials`.
+    indexed         INTEGER NOT NULL
 );
 
-CREATE INDEX records_of_serial ON records (serial) WHERE serial IS NOT NULL;
+-- Records by serial, filled many at once and in order: serials are random, and an index kept up with each commit
+-- would write a page for each of them.
+CREATE TABLE serials (
+    serial          BLOB    NOT NULL PRIMARY KEY,
+    number          INTEGER NOT NULL
+) WITHOUT ROWID;

@@ -259,3 +259,17 @@ fn a_store_that_was_put_back_does_not_serve() -> Result<()> {
     bed.start_issuer()?;
     Ok(())
 }
+
+#[test]
+fn a_second_issuer_on_the_same_store_does_not_disturb_the_first() -> Result<()> {
+    let bed = Bed::start(BedOptions { dev: true, ..BedOptions::default() })?;
+    for command in ["run", "init"] {
+        let second = Command::new(binary("hallmark-issuer")?)
+            .args([command, "--dev", "--config"])
+            .arg(bed.path("issuer.toml"))
+            .output()?;
+        assert!(!second.status.success() && text(&second).contains("stop it first"), "{}", text(&second));
+    }
+    bed.hallmark_ok(&["join-token", "create", "host-9"])?;
+    Ok(())
+}

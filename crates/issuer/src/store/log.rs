@@ -15,6 +15,9 @@ use sqlx::{Row, SqliteConnection};
 use super::StoreError;
 use crate::record::Entry;
 
+/// Records that are not found by their serial through `serials` yet, at most about so many: they are looked
+/// through one by one.
+const UNINDEXED: u64 = 2048;
 /// Entries read at once when a tree is made from records.
 const READ: u64 = 1024;
 
@@ -86,10 +89,12 @@ impl LogSigner {
 pub(super) struct Log {
     signer: LogSigner,
     tree: Tree,
+    /// Records up to this number are found by `serials`.
+    indexed: u64,
 }
 
 /// What a commit appends; it becomes the log once it is durable.
-pub(super) struct Grown(Tree);
+pub(super) struct Grown(Tree, u64);
 
 impl Log {
     /// Reads the tree's edge, holds it against the checkpoint, and takes in records that no checkpoint covers
@@ -105,7 +110,8 @@ impl Log {
         if signed > found {
             return Err(LogError::Missing { signed, found }.into());
         }
-        let mut log = Self { tree: edge(&mut connection, signed).await?, signer };
+        let indexed = indexed(&mut connection).await?;
+        let mut log = Self { tree: edge(&mut connection, signed).await?, signer, indexed };
         if let Some((checkpoint, note)) = &stored {
             if log.tree.root() != checkpoint.root {
                 return Err(LogError::Changed { size: signed }.into());
@@ -164,21 +170,35 @@ impl Log {
                 .execute(&mut *tx)
                 .await?;
         }
+        let indexed = if checkpoint.size - self.indexed < UNINDEXED {
+            self.indexed
+        } else {
+            sqlx::query(
+                "INSERT INTO serials (serial, number) SELECT serial, number FROM records
+                 WHERE number > $1 AND serial IS NOT NULL ORDER BY serial",
+            )
+            .bind(signed(self.indexed))
+            .execute(&mut *tx)
+            .await?;
+            checkpoint.size
+        };
         sqlx::query(
-            "INSERT INTO log_checkpoint (one, size, root, note) VALUES (1, $1, $2, $3)
-             ON CONFLICT (one) DO UPDATE SET size = excluded.size, root = excluded.root, note = excluded.note",
+            "INSERT INTO log_checkpoint (one, size, root, note, indexed) VALUES (1, $1, $2, $3, $4)
+             ON CONFLICT (one) DO UPDATE SET size = excluded.size, root = excluded.root, note = excluded.note,
+             indexed = excluded.indexed",
         )
         .bind(signed(checkpoint.size))
         .bind(checkpoint.root.0.as_slice())
         .bind(note)
+        .bind(signed(indexed))
         .execute(tx)
         .await?;
-        Ok(Grown(tree))
+        Ok(Grown(tree, indexed))
     }
 
     /// What was appended is durable.
     pub(super) fn become_grown(&mut self, grown: Grown) {
-        self.tree = grown.0;
+        (self.tree, self.indexed) = (grown.0, grown.1);
     }
 
     /// Entries in the log.
@@ -229,10 +249,16 @@ pub struct Proven {
 pub(super) async fn prove(db: &SqlitePool, serial: &[u8]) -> Result<Option<Proven>, StoreError> {
     // One transaction: records and checkpoint are of the same moment.
     let mut tx = db.begin().await?;
-    let row = sqlx::query("SELECT number, body FROM records WHERE serial = $1")
-        .bind(serial)
-        .fetch_optional(&mut *tx)
-        .await?;
+    let indexed = indexed(&mut tx).await?;
+    let row = sqlx::query(
+        "SELECT number, body FROM records WHERE number =
+         coalesce((SELECT number FROM serials WHERE serial = $1),
+                  (SELECT number FROM records WHERE number > $2 AND serial = $1))",
+    )
+    .bind(serial)
+    .bind(signed(indexed))
+    .fetch_optional(&mut *tx)
+    .await?;
     let (Some(row), Some((checkpoint, note))) = (row, checkpoint(&mut tx).await?) else { return Ok(None) };
     let index = row.try_get::<i64, _>("number")?.unsigned_abs().saturating_sub(1);
     let body: String = row.try_get("body")?;
@@ -259,6 +285,12 @@ async fn checkpoint(db: &mut SqliteConnection) -> Result<Option<(Checkpoint, Vec
         Ok((Checkpoint { size, root }, row.try_get("note")?))
     })
     .transpose()
+}
+
+async fn indexed(db: &mut SqliteConnection) -> Result<u64, StoreError> {
+    let indexed: Option<i64> =
+        sqlx::query_scalar("SELECT indexed FROM log_checkpoint").fetch_optional(db).await?;
+    Ok(indexed.unwrap_or_default().unsigned_abs())
 }
 
 /// The growing edge of a tree of `size` entries.

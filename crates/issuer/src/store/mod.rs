@@ -11,10 +11,12 @@ mod rows;
 mod write;
 mod writer;
 
+use std::fs::{File, OpenOptions, TryLockError};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hallmark_core::id::{AgentName, HostId};
 use hallmark_core::log::{Checkpoint, LogVerifier, TileId};
@@ -41,6 +43,20 @@ pub enum StoreError {
     /// The database refused or failed.
     #[error("store: {0}")]
     Database(#[from] sqlx::Error),
+    /// Somebody else writes here.
+    #[error("store: another hallmark-issuer has {} open: stop it first", path.display())]
+    InUse {
+        /// The lock's file.
+        path: std::path::PathBuf,
+    },
+    /// The lock's file cannot be made.
+    #[error("store: {}: {problem}", path.display())]
+    Lock {
+        /// The lock's file.
+        path: std::path::PathBuf,
+        /// Why.
+        problem: std::io::Error,
+    },
     /// The schema could not be brought up to date.
     #[error("store: schema: {0}")]
     Migration(#[from] sqlx::migrate::MigrateError),
@@ -118,6 +134,7 @@ pub enum Conflict {
 /// A store that is open and not written yet: who writes needs the log's key.
 #[derive(Debug)]
 pub struct Opened {
+    lock: File,
     writer: SqlitePool,
     reads: SqlitePool,
 }
@@ -131,6 +148,9 @@ pub struct Store {
     writes: mpsc::Sender<Request>,
 }
 
+/// How often, and how long between, the lock is tried.
+const LOCK_TRIES: usize = 20;
+const LOCK_WAIT: Duration = Duration::from_millis(50);
 /// How many write requests may wait before callers are held back.
 const WRITE_QUEUE: usize = 1024;
 
@@ -160,7 +180,7 @@ impl Opened {
     pub async fn write_with(self, signer: LogSigner) -> Result<Store, StoreError> {
         let (writes, queue) = mpsc::channel(WRITE_QUEUE);
         let (live, verifier) = (Arc::new(Live::default()), signer.verifier().clone());
-        tokio::spawn(Writer::new(self.writer, live.clone(), signer).await?.run(queue));
+        tokio::spawn(Writer::new(self.writer, self.lock, live.clone(), signer).await?.run(queue));
         Ok(Store { reads: self.reads, verifier, live, writes })
     }
 }
@@ -171,13 +191,14 @@ impl Store {
     /// # Errors
     /// The file cannot be opened, or its schema is newer than this program.
     pub async fn open(path: &Path) -> Result<Opened, StoreError> {
+        let lock = lock(&path.with_extension("lock")).await?;
         let options = SqliteConnectOptions::from_str("sqlite://")?
             .filename(path)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
-            .busy_timeout(std::time::Duration::from_secs(10))
+            .busy_timeout(Duration::from_secs(10))
             .pragma("cache_size", "-2048")
             .pragma("wal_autocheckpoint", "4000");
         let writer = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
@@ -186,7 +207,7 @@ impl Store {
             .max_connections(2)
             .connect_with(options.read_only(true).create_if_missing(false))
             .await?;
-        Ok(Opened { writer, reads })
+        Ok(Opened { lock, writer, reads })
     }
 
     /// Proves that the log has the record of the certificate with this serial; none if there is no such record.
@@ -353,6 +374,22 @@ impl Store {
             .fetch_optional(&self.reads)
             .await?)
     }
+}
+
+/// Takes the store for this process alone: two writers would count records each by itself. One that is ending has
+/// a moment to let go.
+async fn lock(path: &Path) -> Result<File, StoreError> {
+    let failed = |problem| StoreError::Lock { path: path.to_owned(), problem };
+    let file =
+        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).map_err(failed)?;
+    for _ in 0..LOCK_TRIES {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => tokio::time::sleep(LOCK_WAIT).await,
+            Err(TryLockError::Error(problem)) => return Err(failed(problem)),
+        }
+    }
+    Err(StoreError::InUse { path: path.to_owned() })
 }
 
 /// Seconds since 1970, by this machine's clock.

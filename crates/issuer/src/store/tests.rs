@@ -367,6 +367,15 @@ async fn a_newer_schema_is_refused() {
     assert!(matches!(Store::open(&path).await, Err(StoreError::Migration(_))));
 }
 
+#[tokio::test]
+async fn a_store_has_one_writer() {
+    let (dir, store) = store().await;
+    assert!(matches!(open(&dir).await, Err(StoreError::InUse { .. })));
+    store.commit(vec![registered("x", 1)]).await.unwrap();
+    drop(store);
+    open(&dir).await.unwrap();
+}
+
 async fn database(dir: &tempfile::TempDir) -> SqlitePool {
     SqlitePool::connect_with(SqliteConnectOptions::new().filename(dir.path().join("t.db"))).await.unwrap()
 }
@@ -391,6 +400,31 @@ async fn every_record_is_proven_by_the_checkpoint_of_its_commit() {
         check_inclusion(&checkpoint, index, leaf_hash(proven.body.as_bytes()), &proven.proof).unwrap();
     }
     assert!(store.prove(&[9; 16]).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_record_is_found_by_its_serial_before_and_after_it_is_indexed() {
+    let (dir, store) = store().await;
+    store.commit(vec![registered("x", 1)]).await.unwrap();
+    let serial = |n: u32| {
+        let mut serial = [0; 16];
+        serial[..4].copy_from_slice(&n.to_le_bytes());
+        serial
+    };
+    for chunk in (0..5000).collect::<Vec<u32>>().chunks(200) {
+        let record = |n: &u32| {
+            let entry = Record::default().entry(10, Kind::HostAttestation, "attested", Some(serial(*n)));
+            Write::Record(entry)
+        };
+        store.commit(chunk.iter().map(record).collect()).await.unwrap();
+    }
+    let db = database(&dir).await;
+    let indexed: i64 = sqlx::query_scalar("SELECT count(*) FROM serials").fetch_one(&db).await.unwrap();
+    assert!((1..5000).contains(&indexed), "{indexed}");
+    for n in [0, 1, 2047, 2048, 4500, 4999] {
+        assert_eq!(store.prove(&serial(n)).await.unwrap().unwrap().index, u64::from(n));
+    }
+    assert!(store.prove(&serial(5000)).await.unwrap().is_none());
 }
 
 #[tokio::test]
@@ -447,7 +481,7 @@ async fn a_store_of_before_the_log_is_taken_in() {
     let before = store.prove(&serial(1, 1)).await.unwrap().unwrap();
     drop(store);
     let db = database(&dir).await;
-    for table in ["log_checkpoint", "log_tiles"] {
+    for table in ["log_checkpoint", "log_tiles", "serials"] {
         sqlx::query(&format!("DELETE FROM {table}")).execute(&db).await.unwrap();
     }
     db.close().await;

@@ -5,6 +5,7 @@
 //! refused run first, each inside a savepoint of its own, so that one refusal undoes that request alone.
 //! What the appending ones claim is then held against what is alive ([`super::live`]).
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,8 @@ pub(super) struct Writer {
     db: SqlitePool,
     live: Arc<Live>,
     log: Log,
+    /// Held for as long as this writes.
+    _lock: File,
     /// A commit failed: what is alive must be read anew before anything is held against it.
     reload: bool,
     /// Where hosts stood before the commit under way.
@@ -39,10 +42,15 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Reads the log and what is alive.
-    pub(super) async fn new(db: SqlitePool, live: Arc<Live>, signer: LogSigner) -> Result<Self, StoreError> {
+    pub(super) async fn new(
+        db: SqlitePool,
+        lock: File,
+        live: Arc<Live>,
+        signer: LogSigner,
+    ) -> Result<Self, StoreError> {
         let log = Log::load(&db, signer).await?;
         rows::load_live(&db, &live, unix_now()).await?;
-        Ok(Self { db, live, log, reload: false, before: Vec::new() })
+        Ok(Self { db, live, log, _lock: lock, reload: false, before: Vec::new() })
     }
 
     /// Serves write requests until every [`super::Store`] is gone.
