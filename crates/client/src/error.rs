@@ -23,7 +23,7 @@ pub enum ClientError {
     },
     /// The socket's mode does not let this process in.
     #[error(
-        "no permission for {}: add this process's user to the group hallmark-agents (`usermod -aG hallmark-agents USER`) and start it again",
+        "no permission for {}: this process's user must be in the socket's group (with the shipped units hallmark-agents: `usermod -aG hallmark-agents USER`, and start it again), and the directories above must let it through",
         path.display()
     )]
     SocketForbidden {

@@ -26,7 +26,7 @@ pub enum HsmError {
         source: CkError,
     },
     /// No slot holds a token with this label.
-    #[error("no token is labelled {label:?} in {}: found {found:?}", module.display())]
+    #[error("no token is labelled {label:?} in {}: found {found:?}{}", module.display(), where_to_look(found))]
     TokenNotFound {
         /// The label looked for.
         label: String,
@@ -276,6 +276,15 @@ impl HsmError {
             Self::Call { source: CkError::Pkcs11(rv, _), .. } => Some(*rv),
             _ => None,
         }
+    }
+}
+
+/// A module that lists no token at all looks elsewhere, most likely.
+fn where_to_look(found: &[String]) -> &'static str {
+    if found.is_empty() {
+        " (with SoftHSM: SOFTHSM2_CONF must be what it was when the token was made, and its user must be this one)"
+    } else {
+        ""
     }
 }
 

@@ -215,6 +215,9 @@ fn read_roots(bundles: &[String]) -> Result<Roots, Failure> {
                 read(tier, Path::new(file))?;
             }
             None => {
+                if !Path::new(bundle).is_dir() {
+                    return Err(Failure::usage(format!("--bundle {bundle}: there is no such directory")));
+                }
                 for tier in Tier::ALL {
                     let file = Path::new(bundle).join(format!("tier-{tier}.pem"));
                     if file.exists() {

@@ -106,7 +106,7 @@ fn read(path: &Path) -> Result<RegistrationFile, Failure> {
 struct Applied {
     dry_run: bool,
     applied: bool,
-    /// Of the registrations as they are now; none where the issuer was not asked.
+    /// Of the registrations as they are now, or with --dry-run would be; none where the issuer was not asked.
     revision: Option<u64>,
     created: Vec<String>,
     changed: Vec<String>,
@@ -184,7 +184,9 @@ impl Present for Applied {
         page.table(&["change", "agent"], rows, "The files hold no registration.");
         let revision = self.revision.unwrap_or_default();
         page.line(if self.dry_run {
-            format!("Dry run: nothing was applied; registrations are at revision {revision}.")
+            format!(
+                "Dry run: nothing was applied; applied, the registrations would be at revision {revision}."
+            )
         } else {
             format!("Applied: registrations are at revision {revision}.")
         });

@@ -131,7 +131,12 @@ impl Config {
     pub fn load(file: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(file).map_err(|e| ConfigError {
             file: file.display().to_string(),
-            faults: vec![Fault { key: String::new(), problem: format!("cannot be read: {e}") }],
+            faults: vec![Fault {
+                key: String::new(),
+                problem: format!(
+                    "cannot be read: {e} (--config names another file; deploy/example in the sources has one)"
+                ),
+            }],
         })?;
         Self::parse(file, &text)
     }

@@ -201,7 +201,11 @@ impl Config {
             file: name.clone(),
             faults: vec![Fault { key: String::new(), problem }],
         };
-        let text = std::fs::read_to_string(file).map_err(|e| whole(format!("cannot be read: {e}")))?;
+        let text = std::fs::read_to_string(file).map_err(|e| {
+            whole(format!(
+                "cannot be read: {e} (--config names another file; deploy/example in the sources has one)"
+            ))
+        })?;
         Self::parse(file, &text)
     }
 
