@@ -12,6 +12,7 @@
 
 pub mod certificates;
 pub mod evidence;
+pub mod log;
 pub mod parts;
 pub mod words;
 
@@ -30,6 +31,11 @@ pub const ALL: &[(&str, Target)] = &[
     ("event_log", evidence::event_log),
     ("host_evidence", evidence::host_evidence),
     ("key_evidence", evidence::key_evidence),
+    ("log_bundle", log::log_bundle),
+    ("log_checkpoint", log::log_checkpoint),
+    ("log_proof", log::log_proof),
+    ("log_record", log::log_record),
+    ("log_verifier", log::log_verifier),
     ("refresh", evidence::refresh),
     ("registration", words::registration),
     ("registration_json", words::registration_json),

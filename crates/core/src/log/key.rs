@@ -22,7 +22,7 @@ pub enum VerifierError {
     #[error("a log's name has 1 to 255 bytes and neither spaces, control characters nor plus signs")]
     Name,
     /// Not a verifier key.
-    #[error("a verifier key reads NAME+8 hex digits+base64")]
+    #[error("a verifier key reads NAME+8 hex digits in lower case+base64")]
     Form,
     /// Another algorithm.
     #[error("the verifier key is of signature type {found}; Ed25519 is {ALG_ED25519}")]
@@ -149,10 +149,11 @@ impl FromStr for LogVerifier {
             return Err(VerifierError::Algorithm { found: algorithm });
         }
         let verifier = Self::new(name, key.try_into().map_err(|_| VerifierError::Form)?);
-        match verifier.id {
-            expected if expected == found => Ok(verifier),
-            expected => Err(VerifierError::Id { expected, found }),
+        if verifier.id != found {
+            return Err(VerifierError::Id { expected: verifier.id, found });
         }
+        // One key, one text.
+        if verifier.to_string() == text { Ok(verifier) } else { Err(VerifierError::Form) }
     }
 }
 

@@ -343,6 +343,7 @@ fn verifier_keys_that_are_none() {
     let parse = |text: &str| text.parse::<LogVerifier>().unwrap_err();
     let key = "ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW";
     assert_eq!(parse("PeterNeumann"), VerifierError::Form);
+    assert_eq!(parse(&format!("PeterNeumann+C74F20A3+{key}")), VerifierError::Form);
     assert_eq!(parse(&format!("PeterNeumann+c74f20a+{key}")), VerifierError::Form);
     assert_eq!(parse(&format!("PeterNeumann++74f20a3+{key}")), VerifierError::Form);
     assert_eq!(parse("PeterNeumann+c74f20a3+ARpc"), VerifierError::Form);

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod evidence;
+#[path = "../../../../tests/fuzz/src/log.rs"]
+pub mod log;
 #[path = "../../../../tests/fuzz/src/parts.rs"]
 pub mod parts;
 
@@ -184,3 +186,38 @@ hosts = ["*"]
 selectors = ["unix:uid:1001", "unix:supplementary-gid:4", "systemd:unit:signer.service"]
 key = { custody = "tpm-certified", bind_pcrs = [0, 7] }
 "#;
+
+#[test]
+#[ignore = "writes tests/fuzz/seeds"]
+fn the_log() {
+    use hallmark_core::log::{
+        Checkpoint, Tiles, Tree, bundle, leaf_hash, prove_inclusion, sign_checkpoint, write_proof,
+    };
+    let entries: Vec<String> = (0..300).map(|i| format!("entry {i}")).collect();
+    let (mut tree, mut tiles) = (Tree::new(), Tiles::new());
+    for entry in &entries {
+        tiles.extend(tree.append(leaf_hash(entry.as_bytes())).into_iter().map(|t| (t.id, t.hashes)));
+    }
+    let edge = (0..tree.levels()).filter_map(|level| tree.partial(level));
+    tiles.extend(edge.map(|(id, hashes)| (id, hashes.to_vec())));
+    let (key, verifier) = log::key();
+    let checkpoint = Checkpoint { size: tree.size(), root: tree.root() };
+    let signed = sign_checkpoint(&verifier, &key, &checkpoint).unwrap();
+    let proof = prove_inclusion(&checkpoint, 77, leaf_hash(b"entry 77"), &tiles).unwrap();
+    write("seeds/log_checkpoint/signed", &signed);
+    let more = [&signed[..], "\u{2014} witness.example AAAAAAAA\n".as_bytes()].concat();
+    write("seeds/log_checkpoint/cosigned", &more);
+    write("seeds/log_proof/of_77", &write_proof(77, &proof, &signed));
+    let three = bundle(entries[..3].iter().map(String::as_bytes)).unwrap();
+    write("seeds/log_bundle/three", &[&[3], &three[..]].concat());
+    write("seeds/log_bundle/none", &[0]);
+    write("seeds/log_verifier/own", verifier.to_string().as_bytes());
+    write(
+        "seeds/log_verifier/specification",
+        b"PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW",
+    );
+    let svid = r#"{"v":1,"at":1,"kind":"svid","outcome":"issued","host":"a","agent":"x","instance":"i","serial":"40"}"#;
+    write("seeds/log_record/svid", svid.as_bytes());
+    let attested = r#"{"v":1,"kind":"host-attestation","outcome":"attested","host":"a","ek_sha256":"e"}"#;
+    write("seeds/log_record/attested", attested.as_bytes());
+}

@@ -1,0 +1,61 @@
+//! The log: what auditors read from whoever serves it.
+
+use hallmark_core::log::{
+    Facts, LogKey, LogVerifier, SoftwareLogKey, bundle, check_proof, open_checkpoint, read_bundle,
+};
+
+/// The entry that the proofs among the seeds are of, and the log's size and its index there.
+const ENTRY: &[u8] = b"entry 77";
+const SIZE: u64 = 300;
+
+/// The key that signed the seeds.
+pub fn key() -> (SoftwareLogKey, LogVerifier) {
+    let key = SoftwareLogKey::from_seed(&[7; 32]).expect("32 bytes");
+    let verifier = LogVerifier::new("log.example.org/issuer-1".parse().expect("a name"), key.public());
+    (key, verifier)
+}
+
+/// A checkpoint is accepted only with the text that the log's key signed.
+pub fn log_checkpoint(data: &[u8]) -> bool {
+    let Ok(checkpoint) = open_checkpoint(data, &key().1) else { return false };
+    assert_eq!(checkpoint.size, SIZE);
+    assert!(data.starts_with(b"log.example.org/issuer-1\n300\n"));
+    true
+}
+
+/// A proof is accepted only for the entry and the place that the log has.
+pub fn log_proof(data: &[u8]) -> bool {
+    let verifier = key().1;
+    assert!(check_proof(data, b"entry 78", &verifier).is_err());
+    let Ok((index, checkpoint)) = check_proof(data, ENTRY, &verifier) else { return false };
+    assert_eq!((index, checkpoint.size), (77, SIZE));
+    true
+}
+
+/// A bundle, after one byte with its number of entries, is written back as it was read.
+pub fn log_bundle(data: &[u8]) -> bool {
+    let Some((count, data)) = data.split_first() else { return false };
+    let Ok(entries) = read_bundle(data, usize::from(*count)) else { return false };
+    assert_eq!(entries.len(), usize::from(*count));
+    assert_eq!(bundle(entries).expect("as long as before"), data);
+    true
+}
+
+/// A verifier key is written back as it was read.
+pub fn log_verifier(data: &[u8]) -> bool {
+    let Some(verifier) = std::str::from_utf8(data).ok().and_then(|text| text.parse::<LogVerifier>().ok())
+    else {
+        return false;
+    };
+    assert_eq!(verifier.to_string().as_bytes(), data);
+    true
+}
+
+/// A record that was taken twice contradicts itself if it names a serial.
+pub fn log_record(data: &[u8]) -> bool {
+    let mut facts = Facts::default();
+    let taken = facts.take(data).is_ok();
+    let again = facts.take(data);
+    assert!(taken || again.is_err());
+    taken
+}
