@@ -157,7 +157,9 @@ impl Objects<'_> {
             return Err(other());
         }
         let point = self.point_beside(label, private, KeyType::EC_EDWARDS)?;
-        point.strip_prefix(&[0x04, 0x20]).unwrap_or(&point).try_into().map_err(|_| other())
+        // DER or bare: a bare point may begin with the same two bytes.
+        let wrapped = point.strip_prefix(&[0x04, 0x20]).filter(|bare| bare.len() == 32);
+        wrapped.unwrap_or(&point).try_into().map_err(|_| other())
     }
 
     fn point_beside(

@@ -141,7 +141,7 @@ pub fn log_signer(config: &Config, token: Option<&Token>, new: bool) -> anyhow::
         other => other,
     };
     let key = key.with_context(|| format!("the log's key {label:?}"))?;
-    Ok(LogSigner::in_token(LogVerifier::new(name, key.public()), Arc::new(key)))
+    Ok(LogSigner::in_token(LogVerifier::new(name, key.public()), Arc::new(key))?)
 }
 
 fn make_in_token(

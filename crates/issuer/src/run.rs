@@ -224,18 +224,20 @@ async fn renew_own(issuer: Arc<Issuer>, identity: Arc<SwappableCert>) {
     }
 }
 
-/// The health service says "serving" only while each CA key makes a signature that verifies.
+/// The health service says "serving" only while each CA key, and the log's, makes a signature that verifies.
 async fn watch_health(issuer: Arc<Issuer>, health: HealthReporter) {
     let mut was = true;
     while !issuer.is_draining() {
         tokio::time::sleep(HEALTH_EVERY).await;
         let signer = issuer.clone();
         let result = tokio::task::spawn_blocking(move || signer.ca().health()).await;
-        let is = matches!(result, Ok(Ok(())));
+        let log = issuer.store().log_signer().health().await;
+        let is = matches!(result, Ok(Ok(()))) && log.is_ok();
         if is != was {
-            match result {
-                Ok(Err(error)) => tracing::error!(%error, "CA keys do not sign"),
-                _ => tracing::info!("CA keys sign again"),
+            match (result, log) {
+                (Ok(Err(error)), _) => tracing::error!(%error, "CA keys do not sign"),
+                (_, Err(error)) => tracing::error!(%error, "the log's key does not sign"),
+                _ => tracing::info!("the keys sign again"),
             }
             set_serving(&health, is).await;
             was = is;

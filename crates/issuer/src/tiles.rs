@@ -47,8 +47,13 @@ impl Tree {
                 goes_on(store, &published, &dir).await?;
                 Ok(Self { dir, published: published.size })
             }
+            Err(error) if store.log_signer().lasts() => bail!(
+                "{}: {error}. If it was damaged, or is another log's, move {} away: it is written anew",
+                dir.join("checkpoint").display(),
+                dir.display()
+            ),
             Err(error) => {
-                // That of another key, as `--dev` has at each start, binds nobody.
+                // With `--dev` each start has another key.
                 tracing::warn!(%error, dir = %dir.display(), "the log in files is not this log's: it is written anew");
                 Ok(Self { dir, published: 0 })
             }
@@ -95,17 +100,14 @@ impl Tree {
         Ok(())
     }
 
-    /// Partial tiles and bundles that a wider one has replaced.
+    /// Partial tiles and bundles that a full one has replaced; a reader falls back to that.
     async fn drop_narrower(&self, id: TileId, size: u64) {
-        let width = id.width_in(size);
-        let mut paths = vec![id.path(1)];
-        if id.level == 0 {
-            paths.push(bundle_path(id.number, 1));
+        if id.width_in(size) < TILE_WIDTH {
+            return;
         }
-        // The one of the checkpoint before stays: somebody may be reading it.
-        for path in paths {
-            let Some(partial) = self.dir.join(path).parent().map(Path::to_owned) else { continue };
-            if width == TILE_WIDTH {
+        let bundle = (id.level == 0).then(|| bundle_path(id.number, 1));
+        for path in [Some(id.path(1)), bundle].into_iter().flatten() {
+            if let Some(partial) = self.dir.join(path).parent() {
                 let _ = tokio::fs::remove_dir_all(partial).await;
             }
         }
@@ -117,7 +119,10 @@ impl Tree {
             if let Some(dir) = path.parent() {
                 std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
             }
-            replace_file(&path, &content)
+            replace_file(&path, &content)?;
+            // Its name, too, is there before the checkpoint that covers it.
+            let dir = path.parent().map(std::fs::File::open).transpose()?;
+            dir.map_or(Ok(()), |dir| Ok(dir.sync_all()?))
         })
         .await?
     }

@@ -191,6 +191,28 @@ async fn an_instance_that_has_ended_and_an_id_from_another_day() -> Result<()> {
     Ok(())
 }
 
+/// What a host says stands in the record: it may not be as long as it likes.
+#[tokio::test(flavor = "multi_thread")]
+async fn words_too_long_for_the_record() -> Result<()> {
+    let bed = bed()?;
+    bed.apply(AGENTS)?;
+    let rogue = Rogue::joined(&bed, "host-1").await?;
+    let key = KeyPair::generate()?;
+    let good = || item("here", &["unix:uid:1001"], csr(&key, None));
+    let long = "a".repeat(4000);
+    let mut many = good();
+    many.selectors.extend((0..20).map(|n| format!("cgroup:path:/{n}/{long}")));
+    let mut label = good();
+    label.key = Some(wire::issue_item::Key::Pkcs11(wire::Pkcs11Key {
+        token_label: "t".repeat(100_000),
+        ..wire::Pkcs11Key::default()
+    }));
+    assert_eq!(issue(&rogue, many).await?, ["selectors"]);
+    assert_eq!(issue(&rogue, label).await?, ["key-evidence"]);
+    assert_eq!(issue(&rogue, good()).await?, [""; 0]);
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn certificate_requests() -> Result<()> {
     let bed = bed()?;

@@ -197,3 +197,72 @@ fn published_checkpoints(bed: &Bed) -> Result<Vec<Vec<u8>>> {
     }
     Ok(notes)
 }
+
+/// A tmpfs over a directory, with what was in the directory; gone with this.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn over(dir: &std::path::Path, size: &str) -> Result<Self> {
+        let aside = dir.with_extension("aside");
+        std::fs::rename(dir, &aside)?;
+        std::fs::create_dir(dir)?;
+        mount(&["-t", "tmpfs", "-o", &format!("size={size},mode=0750"), "tmpfs"], dir)?;
+        let disk = Self(dir.to_owned());
+        let copied = std::process::Command::new("cp").arg("-a").arg(aside.join(".")).arg(dir).status()?;
+        ensure!(copied.success(), "cp ended with {copied}");
+        Ok(disk)
+    }
+
+    fn grow(&self, size: &str) -> Result<()> {
+        mount(&["-o", &format!("remount,size={size}")], &self.0)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+fn mount(args: &[&str], dir: &std::path::Path) -> Result<()> {
+    let status = std::process::Command::new("mount").args(args).arg(dir).status()?;
+    ensure!(status.success(), "mount ended with {status}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_stops_issuance_and_loses_nothing() -> Result<()> {
+    if !rustix::process::getuid().is_root() {
+        hallmark_e2e::skip("a_full_disk_stops_issuance_and_loses_nothing (mounting a small disk needs root)");
+        return Ok(());
+    }
+    let mut bed = Bed::start(BedOptions::default())?;
+    bed.apply(REGISTRATION)?;
+    let host = Rogue::joined(&bed, "web-01").await?;
+    bed.stop_issuer()?;
+    let disk = SmallDisk::over(&bed.path("data"), "6m")?;
+    bed.start_issuer()?;
+    let (stop, received) = (Arc::new(AtomicBool::new(false)), Received::default());
+    let worker = tokio::spawn(load(host.connection(&bed)?, stop.clone(), received.clone()));
+    let count = || received.lock().map_or(0, |r| r.len());
+    // Full: nothing more comes, and the issuer says so.
+    wait_until("the disk to be full", || {
+        let full = std::fs::read_to_string(bed.path("issuer.log")).ok()?.contains("a commit failed");
+        full.then_some(())
+    })?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let at_full = count();
+    ensure!(at_full > 0, "nothing was issued");
+    ensure!(bed.issuer()?.is_alive(), "the issuer has ended");
+    // There is room again: it goes on by itself.
+    disk.grow("64m")?;
+    wait_until("issuance to go on", || (count() > at_full + 10 * BATCH).then_some(()))?;
+    stop.store(true, Ordering::Release);
+    worker.await?;
+    let received = std::mem::take(&mut *received.lock().map_err(|_| anyhow::anyhow!("poisoned"))?);
+    let (lost, forks) = account(&bed, &received)?;
+    ensure!((lost, forks) == (0, 0), "{lost} lost, {forks} forks of {} issued", received.len());
+    bed.stop_issuer()?;
+    drop(disk);
+    Ok(())
+}

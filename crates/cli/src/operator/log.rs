@@ -154,6 +154,9 @@ fn check(args: &CheckArgs, output: &Output) -> Result<u8, Failure> {
         let (sha256, serial) = certificate(file)?;
         let said: Named = serde_json::from_slice(&record)
             .map_err(|e| Failure::refused(format!("the entry is not a record: {e}")))?;
+        if !matches!(said.outcome.as_str(), "issued" | "attested") {
+            return Err(Failure::refused(format!("the log has this record, but it says {:?}", said.outcome)));
+        }
         if said.certificate_sha256.as_deref() != Some(&sha256) || said.serial != Some(serial.to_string()) {
             return Err(Failure::refused(format!(
                 "the log has this record, but it is not that of {}: that one has serial {serial} and SHA-256 {sha256}",
@@ -167,6 +170,7 @@ fn check(args: &CheckArgs, output: &Output) -> Result<u8, Failure> {
 
 #[derive(serde::Deserialize)]
 struct Named {
+    outcome: String,
     serial: Option<String>,
     certificate_sha256: Option<String>,
 }

@@ -146,6 +146,11 @@ impl Admin for AdminService {
         hex::decode_to_slice(&request.ek_sha256, &mut digest).map_err(|_| {
             Status::invalid_argument("the EK digest is 64 hexadecimal digits: SHA-256 of the EK's SubjectPublicKeyInfo, as hallmark-hostd prints it")
         })?;
+        if request.note.len() > MAX_REASON {
+            return Err(Status::invalid_argument(format!(
+                "a note has at most {MAX_REASON} bytes; it stands in the record"
+            )));
+        }
         flow::enrol::allow(&self.issuer, &operator, id, digest, request.vouch_hardware, request.note)
             .await
             .map_err(|e| status::admin(&e))?;

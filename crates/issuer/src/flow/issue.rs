@@ -22,6 +22,10 @@ use crate::store::{Issue, Recorded, Stale, Write};
 pub const MAX_BATCH: usize = 64;
 /// Most selectors in one item.
 const MAX_SELECTORS: usize = 256;
+/// Most bytes of them: they stand in the record.
+const MAX_SELECTOR_BYTES: usize = 16 * 1024;
+/// Longest label of a token, in bytes (PKCS#11 section 3.2, CK_TOKEN_INFO).
+const MAX_TOKEN_LABEL: usize = 32;
 /// How often an item is decided anew because what it was decided upon has changed by the time it is recorded.
 const ROUNDS: usize = 3;
 /// A batch of more items than this, or any whose signatures come from a token, leaves the async threads.
@@ -195,6 +199,13 @@ fn appraise(
             format!("{} selectors, more than {MAX_SELECTORS}", item.selectors.len()),
         ));
     }
+    let bytes: usize = item.selectors.iter().map(String::len).sum();
+    if bytes > MAX_SELECTOR_BYTES {
+        return Err(malformed(
+            "selectors",
+            format!("{bytes} bytes of selectors, more than {MAX_SELECTOR_BYTES}"),
+        ));
+    }
     let selectors = item
         .selectors
         .iter()
@@ -232,6 +243,9 @@ fn key_standing(snapshot: &Snapshot, item: &wire::IssueItem, csr: &Csr) -> Resul
                         retryable: false,
                     })?;
             Ok(KeyStanding::Tpm { policy_pcrs: appraisal.policy_pcrs.indices().clone() })
+        }
+        Some(wire::issue_item::Key::Pkcs11(p)) if p.token_label.len() > MAX_TOKEN_LABEL => {
+            Err(malformed("key-evidence", format!("a token's label has at most {MAX_TOKEN_LABEL} bytes")))
         }
         Some(wire::issue_item::Key::Pkcs11(p)) => Ok(KeyStanding::Pkcs11(Pkcs11Assertion {
             token_label: p.token_label.clone(),

@@ -12,6 +12,8 @@ use crate::record::{Entry, Kind, Record, Shown};
 
 /// Most expired credentials dropped in one go: the next purge takes the rest.
 const PURGE: i64 = 100_000;
+/// Most serials in one record of an end; an instance that held more has several.
+const SERIALS: usize = 1000;
 /// How long an expired certificate stays on the lists, in seconds (RFC 5280 section 3.3: at least one after its end).
 const LISTED: i64 = 24 * 3600;
 
@@ -416,19 +418,23 @@ async fn end(
         .bind(reason)
         .execute(&mut *tx)
         .await?;
-        let entry = Record {
-            host: Some(ended.host.as_str()),
-            agent: Some(ended.agent.as_str()),
-            instance: Some(id.to_string()),
-            owner: ended.owner.as_deref(),
-            tier: Some(ended.tier.as_str()),
-            reason: Some(reason.to_owned()),
-            revoked: ended.serials.iter().map(hex::encode).collect(),
-            operator: operator.clone(),
-            lab,
-            ..Record::default()
-        };
-        turned.entries.push(entry.entry(at, Kind::InstanceEnd, "ended", None));
+        let none: [&[Vec<u8>]; 1] = [&[]];
+        let parts: Vec<&[Vec<u8>]> = ended.serials.chunks(SERIALS).collect();
+        for serials in if parts.is_empty() { &none[..] } else { &parts } {
+            let entry = Record {
+                host: Some(ended.host.as_str()),
+                agent: Some(ended.agent.as_str()),
+                instance: Some(id.to_string()),
+                owner: ended.owner.as_deref(),
+                tier: Some(ended.tier.as_str()),
+                reason: Some(reason.to_owned()),
+                revoked: serials.iter().map(hex::encode).collect(),
+                operator: operator.clone(),
+                lab,
+                ..Record::default()
+            };
+            turned.entries.push(entry.entry(at, Kind::InstanceEnd, "ended", None));
+        }
         turned.effects.push(Effect::End { ended: Box::new(ended.clone()), at });
         turned.ended.push(ended);
     }

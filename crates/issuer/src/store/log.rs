@@ -4,13 +4,15 @@
 //! read anew from what the store holds.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hallmark_core::log::{
-    Checkpoint, FullTile, Hash, LogKey, LogKeyError, LogVerifier, ProofError, TILE_WIDTH, TileId, Tiles,
-    Tree, inclusion_tiles, leaf_hash, open_checkpoint, prove_inclusion, sign_checkpoint, tile_root,
+    Checkpoint, FullTile, Hash, LogKey, LogKeyError, LogVerifier, MAX_ENTRY, ProofError, TILE_WIDTH, TileId,
+    Tiles, Tree, inclusion_tiles, leaf_hash, open_checkpoint, prove_inclusion, sign_checkpoint, tile_root,
 };
 use sqlx::sqlite::SqlitePool;
 use sqlx::{Row, SqliteConnection};
+use tokio::sync::oneshot;
 
 use super::StoreError;
 use crate::record::Entry;
@@ -18,6 +20,10 @@ use crate::record::Entry;
 /// Records that are not found by their serial through `serials` yet, at most about so many: they are looked
 /// through one by one.
 const UNINDEXED: u64 = 2048;
+/// Longest wait for one signature.
+const SIGNING: Duration = Duration::from_secs(30);
+/// What a check of the key signs: no checkpoint, whose text ends with a newline.
+const HEALTH: &[u8] = b"hallmark health check";
 /// Entries read at once when a tree is made from records.
 const READ: u64 = 1024;
 
@@ -25,9 +31,17 @@ const READ: u64 = 1024;
 #[derive(Clone, Debug)]
 pub struct LogSigner {
     verifier: LogVerifier,
-    key: Arc<dyn LogKey>,
-    lasting: bool,
+    key: Key,
 }
+
+#[derive(Clone, Debug)]
+enum Key {
+    InMemory(Arc<dyn LogKey>),
+    InToken(std::sync::mpsc::Sender<Asked>),
+}
+
+/// A checkpoint to be signed; none for a check of the key.
+struct Asked(Option<Checkpoint>, oneshot::Sender<Result<Vec<u8>, LogKeyError>>);
 
 /// Why the log does not go on.
 #[derive(Debug, thiserror::Error)]
@@ -59,13 +73,31 @@ pub enum LogError {
 
 impl LogSigner {
     /// Of a key in a token: it lasts, and may take its time.
-    pub fn in_token(verifier: LogVerifier, key: Arc<dyn LogKey>) -> Self {
-        Self { verifier, key, lasting: true }
+    ///
+    /// It signs on a thread of its own: a commit, for which everybody waits, does not queue behind what the
+    /// async threads' helpers are given to do.
+    ///
+    /// # Errors
+    /// No thread can be made.
+    pub fn in_token(verifier: LogVerifier, key: Arc<dyn LogKey>) -> std::io::Result<Self> {
+        let (asking, asked) = std::sync::mpsc::channel::<Asked>();
+        let with = verifier.clone();
+        std::thread::Builder::new().name("log key".to_owned()).spawn(move || {
+            for Asked(checkpoint, answer) in asked {
+                let signed = match checkpoint {
+                    Some(checkpoint) => sign_checkpoint(&with, &*key, &checkpoint),
+                    None => key.sign(HEALTH),
+                };
+                // Whoever asked may have given up.
+                let _ = answer.send(signed);
+            }
+        })?;
+        Ok(Self { verifier, key: Key::InToken(asking) })
     }
 
     /// Of a key that is made at each start (`--dev`): checkpoints of before are not its own.
     pub fn in_memory(verifier: LogVerifier, key: Arc<dyn LogKey>) -> Self {
-        Self { verifier, key, lasting: false }
+        Self { verifier, key: Key::InMemory(key) }
     }
 
     /// What its checkpoints are verified with.
@@ -73,14 +105,39 @@ impl LogSigner {
         &self.verifier
     }
 
-    async fn sign(&self, checkpoint: Checkpoint) -> Result<Vec<u8>, LogError> {
-        if !self.lasting {
-            return Ok(sign_checkpoint(&self.verifier, &*self.key, &checkpoint)?);
+    /// Whether its key is the same at the next start.
+    pub fn lasts(&self) -> bool {
+        matches!(self.key, Key::InToken(_))
+    }
+
+    /// One real signature, of no checkpoint.
+    ///
+    /// # Errors
+    /// What keeps the key from signing.
+    pub async fn health(&self) -> Result<(), LogError> {
+        match &self.key {
+            Key::InMemory(_) => Ok(()),
+            Key::InToken(_) => self.ask(None).await.map(drop),
         }
-        let Self { verifier, key, .. } = self.clone();
-        let signed =
-            tokio::task::spawn_blocking(move || sign_checkpoint(&verifier, &*key, &checkpoint)).await;
-        Ok(signed.unwrap_or_else(|_| Err(LogKeyError("signing ended".to_owned())))?)
+    }
+
+    async fn sign(&self, checkpoint: Checkpoint) -> Result<Vec<u8>, LogError> {
+        match &self.key {
+            Key::InMemory(key) => Ok(sign_checkpoint(&self.verifier, &**key, &checkpoint)?),
+            Key::InToken(_) => self.ask(Some(checkpoint)).await,
+        }
+    }
+
+    async fn ask(&self, what: Option<Checkpoint>) -> Result<Vec<u8>, LogError> {
+        let failed = |why: &str| LogError::Key(LogKeyError(why.to_owned()));
+        let Key::InToken(asking) = &self.key else { return Err(failed("it is not in a token")) };
+        let (answer, answered) = oneshot::channel();
+        asking.send(Asked(what, answer)).map_err(|_| failed("its thread has ended"))?;
+        match tokio::time::timeout(SIGNING, answered).await {
+            Ok(Ok(signed)) => Ok(signed?),
+            Ok(Err(_)) => Err(failed("its thread has ended")),
+            Err(_) => Err(failed("the token does not answer")),
+        }
     }
 }
 
@@ -125,7 +182,7 @@ impl Log {
 
     /// The checkpoint in the store must be one that this log's key signed.
     fn recognise(&self, stored: &Checkpoint, note: &[u8]) -> Result<(), LogError> {
-        if !self.signer.lasting {
+        if !self.signer.lasts() {
             return Ok(());
         }
         match open_checkpoint(note, self.signer.verifier()) {
@@ -137,9 +194,13 @@ impl Log {
 
     async fn catch_up(&mut self, db: &SqlitePool, found: u64) -> Result<(), StoreError> {
         while self.tree.size() < found {
-            let mut tx = db.begin().await?;
+            let mut tx = db.begin_with("BEGIN IMMEDIATE").await?;
             let from = self.tree.size();
-            let bodies = bodies(&mut tx, from, (from + READ).min(found)).await?;
+            let to = (from + READ).min(found);
+            let bodies = bodies(&mut tx, from, to).await?;
+            if bodies.len() as u64 != to - from {
+                return Err(LogError::Missing { signed: to, found: from + bodies.len() as u64 }.into());
+            }
             let grown = self.append(&mut tx, bodies.iter().map(String::as_str)).await?;
             tx.commit().await?;
             self.become_grown(grown);
@@ -155,9 +216,6 @@ impl Log {
     ) -> Result<Grown, StoreError> {
         let (mut tree, mut full) = (self.tree.clone(), Vec::new());
         for entry in entries {
-            if entry.len() > hallmark_core::log::MAX_ENTRY {
-                return Err(LogError::TooLong(entry.len()).into());
-            }
             full.extend(tree.append(leaf_hash(entry.as_bytes())));
         }
         let checkpoint = Checkpoint { size: tree.size(), root: tree.root() };
@@ -175,7 +233,7 @@ impl Log {
         } else {
             sqlx::query(
                 "INSERT INTO serials (serial, number) SELECT serial, number FROM records
-                 WHERE number > $1 AND serial IS NOT NULL ORDER BY serial",
+                 WHERE number > $1 AND serial IS NOT NULL ORDER BY serial ON CONFLICT DO NOTHING",
             )
             .bind(signed(self.indexed))
             .execute(&mut *tx)
@@ -210,6 +268,11 @@ impl Log {
     pub(super) fn signer(&self) -> LogSigner {
         self.signer.clone()
     }
+}
+
+/// Whether a log cannot have this entry.
+pub(super) fn is_too_long(entry: &Entry) -> bool {
+    entry.body.len() > MAX_ENTRY
 }
 
 /// Entries of the batch, as the log has them.

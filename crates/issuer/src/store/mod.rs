@@ -143,7 +143,7 @@ pub struct Opened {
 #[derive(Clone, Debug)]
 pub struct Store {
     reads: SqlitePool,
-    verifier: LogVerifier,
+    signer: LogSigner,
     live: Arc<Live>,
     writes: mpsc::Sender<Request>,
 }
@@ -179,9 +179,9 @@ impl Opened {
     /// The store cannot be read, or its records are not those that were signed for.
     pub async fn write_with(self, signer: LogSigner) -> Result<Store, StoreError> {
         let (writes, queue) = mpsc::channel(WRITE_QUEUE);
-        let (live, verifier) = (Arc::new(Live::default()), signer.verifier().clone());
+        let (live, kept) = (Arc::new(Live::default()), signer.clone());
         tokio::spawn(Writer::new(self.writer, self.lock, live.clone(), signer).await?.run(queue));
-        Ok(Store { reads: self.reads, verifier, live, writes })
+        Ok(Store { reads: self.reads, signer: kept, live, writes })
     }
 }
 
@@ -244,7 +244,12 @@ impl Store {
 
     /// What the log's checkpoints are verified with.
     pub fn log_verifier(&self) -> &LogVerifier {
-        &self.verifier
+        self.signer.verifier()
+    }
+
+    /// The log's name and key.
+    pub fn log_signer(&self) -> &LogSigner {
+        &self.signer
     }
 
     /// Commits `writes` as a whole, together with whatever else is waiting, and returns once they are

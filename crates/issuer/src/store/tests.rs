@@ -14,7 +14,7 @@ async fn store() -> (tempfile::TempDir, Store) {
 fn signer() -> LogSigner {
     let key = SoftwareLogKey::from_seed(&[7; 32]).unwrap();
     let verifier = LogVerifier::new("example.org/log/issuer-1".parse().unwrap(), key.public());
-    LogSigner::in_token(verifier, Arc::new(key))
+    LogSigner::in_token(verifier, Arc::new(key)).unwrap()
 }
 
 async fn open(dir: &tempfile::TempDir) -> Result<Store, StoreError> {
@@ -488,4 +488,41 @@ async fn a_store_of_before_the_log_is_taken_in() {
     assert!(!Store::open(&dir.path().join("t.db")).await.unwrap().has_checkpoint().await.unwrap());
     let store = open(&dir).await.unwrap();
     assert_eq!(store.prove(&serial(1, 1)).await.unwrap().unwrap().checkpoint, before.checkpoint);
+}
+
+#[tokio::test]
+async fn a_record_too_long_for_the_log_is_refused_and_takes_no_other_with_it() {
+    let (_dir, store) = store().await;
+    let record = |length: usize| {
+        let reason = Some("x".repeat(length));
+        Write::Record(Record { reason, ..Record::default() }.entry(10, Kind::Svid, "refused", None))
+    };
+    let commit = |length| store.commit(vec![record(10), record(length)]);
+    let (before, long, after) = tokio::join!(commit(10), commit(70_000), commit(20));
+    assert!(matches!(long, Err(StoreError::Log(LogError::TooLong(_)))), "{long:?}");
+    assert_eq!(before.unwrap().records.len() + after.unwrap().records.len(), 4);
+    assert_eq!(store.records(0, 100, None, None).await.unwrap().len(), 4, "nothing of the long one is there");
+}
+
+#[tokio::test]
+async fn an_instance_that_holds_very_many_certificates_can_be_ended() {
+    let (_dir, store) = store().await;
+    store.commit(vec![registered("x", 1)]).await.unwrap();
+    for chunk in (0..2500_u32).collect::<Vec<_>>().chunks(250) {
+        let one_more = |n: &u32| {
+            issue(1, 10, |issue| {
+                let mut serial = [9; 16];
+                serial[..4].copy_from_slice(&n.to_be_bytes());
+                issue.entry.serial = Some(serial);
+            })
+        };
+        store.commit(chunk.iter().map(one_more).collect()).await.unwrap();
+    }
+    let ended = store.commit(vec![ending(one(1, "a"), 11)]).await.unwrap().ended;
+    assert_eq!((ended.len(), ended[0].serials.len()), (1, 2500));
+    assert_eq!(store.revocations(11).await.unwrap().len(), 2500);
+    let records = store.records(2500, 100, None, None).await.unwrap();
+    assert_eq!(records.len(), 3, "in parts");
+    let named: usize = records.iter().map(|r| r.body.matches("09090909").count() / 3).sum();
+    assert!(named >= 2500 && records.iter().all(|r| r.body.len() < 65_536));
 }

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hallmark_core::id::{HostId, InstanceId};
-use sqlx::sqlite::{SqliteArguments, SqlitePool};
+use sqlx::error::ErrorKind;
+use sqlx::pool::PoolConnection;
+use sqlx::sqlite::{Sqlite, SqliteArguments, SqlitePool};
 use sqlx::{Arguments, Connection, SqliteConnection};
 use tokio::sync::mpsc;
 
@@ -111,7 +113,19 @@ impl Writer {
             self.reload = false;
         }
         let mut connection = self.db.acquire().await?;
-        let mut tx = connection.begin().await?;
+        let result = self.commit_on(&mut connection, requests).await;
+        if result.is_err() {
+            close(connection).await;
+        }
+        result
+    }
+
+    async fn commit_on(
+        &mut self,
+        connection: &mut SqliteConnection,
+        requests: Vec<Vec<Write>>,
+    ) -> Result<Outcomes, StoreError> {
+        let mut tx = connection.begin_with(BEGIN).await?;
         let mut batch = Batch { next: self.log.size() + 1, ..Batch::default() };
         let mut outcomes: Outcomes = Vec::with_capacity(requests.len());
         let mut appending: Vec<(usize, Vec<Write>)> = Vec::with_capacity(requests.len());
@@ -162,15 +176,13 @@ impl Writer {
         for write in writes {
             match change::apply(tx, &self.live, write, &mut turned).await {
                 Ok(()) => {}
-                Err(StoreError::Database(e)) if e.as_database_error().is_none() => {
-                    return Err(StoreError::Database(e));
-                }
-                Err(refused) => {
-                    sqlx::query("ROLLBACK TO request").execute(&mut *tx).await?;
-                    sqlx::query("RELEASE request").execute(&mut *tx).await?;
-                    return Ok(Err(refused));
-                }
+                Err(StoreError::Database(e)) if !is_refusal(&e) => return Err(StoreError::Database(e)),
+                Err(refused) => return take_back(tx, refused).await,
             }
+        }
+        if let Some(long) = turned.entries.iter().find(|entry| log::is_too_long(entry)) {
+            let refused = log::LogError::TooLong(long.body.len()).into();
+            return take_back(tx, refused).await;
         }
         sqlx::query("RELEASE request").execute(&mut *tx).await?;
         self.before.extend(turned.take_effect(&self.live));
@@ -181,6 +193,13 @@ impl Writer {
     fn admit(&self, appending: Vec<(usize, Vec<Write>)>, batch: &mut Batch, outcomes: &mut Outcomes) {
         let mut live = self.live.lock();
         for (place, writes) in appending {
+            if let Some(length) = writes.iter().find_map(too_long) {
+                // Only this request is refused: another's records wait for nobody's mistake.
+                if let Some(outcome) = outcomes.get_mut(place) {
+                    *outcome = Err(log::LogError::TooLong(length).into());
+                }
+                continue;
+            }
             let Some(Ok(outcome)) = outcomes.get_mut(place) else { continue };
             for write in writes {
                 match write {
@@ -194,6 +213,42 @@ impl Writer {
             }
         }
     }
+}
+
+/// A transaction of its own, or an error: never a savepoint in one that is open already.
+const BEGIN: &str = "BEGIN IMMEDIATE";
+
+/// A connection on which a transaction failed is never used again. SQLite may have rolled back by itself, as it does
+/// when the disk is full; sqlx counts on as if it had not, and takes the next transaction for a part of one that
+/// is never committed.
+async fn close(connection: PoolConnection<Sqlite>) {
+    if let Err(error) = connection.close().await {
+        tracing::debug!(%error, "a connection to the store was not closed well");
+    }
+}
+
+/// Whether the database refused a row, rather than failed.
+fn is_refusal(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|e| !matches!(e.kind(), ErrorKind::Other))
+}
+
+/// Undoes what a refused request has done.
+async fn take_back(
+    tx: &mut SqliteConnection,
+    refused: StoreError,
+) -> Result<Result<Turned, StoreError>, StoreError> {
+    sqlx::query("ROLLBACK TO request").execute(&mut *tx).await?;
+    sqlx::query("RELEASE request").execute(&mut *tx).await?;
+    Ok(Err(refused))
+}
+
+fn too_long(write: &Write) -> Option<usize> {
+    let entry = match write {
+        Write::Record(entry) => entry,
+        Write::Issue(issue) => &issue.entry,
+        _ => return None,
+    };
+    log::is_too_long(entry).then_some(entry.body.len())
 }
 
 /// Takes what waits, and lets every task that is ready to run go first: what those ask for joins the same
