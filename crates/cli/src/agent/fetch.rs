@@ -56,23 +56,31 @@ pub(crate) struct FetchArgs {
 
 pub(crate) async fn run(socket: &Path, args: FetchArgs, output: &Output) -> Result<u8, Failure> {
     let client = HallmarkClient::connect_to(socket).await?;
-    let mut dir = LinkedDir::open(&args.dir)?;
-    if args.with_key {
+    // Whoever is refused leaves no directory behind.
+    if !args.watch {
+        let identity = client.identity(&args.agent).await?;
+        let mut dir = open(&identity, &args, output)?;
+        write(&identity, &mut dir, &args, output)?;
+        return Ok(0);
+    }
+    let mut source = client.watch_as(&args.agent)?;
+    let first = source.wait_ready(args.timeout).await?;
+    let mut dir = open(&first, &args, output)?;
+    write(&first, &mut dir, &args, output)?;
+    keep_fresh(source, &mut dir, &args, output).await
+}
+
+/// The directory, fit for the private key where one will be written.
+fn open(identity: &Identity, args: &FetchArgs, output: &Output) -> Result<LinkedDir, Failure> {
+    let dir = LinkedDir::open(&args.dir)?;
+    if args.with_key && !identity.is_hardware_held() {
         check_for_key(&dir, args.key_on_disk)?;
         output.warn(&format!(
             "the private key leaves memory: whoever reads {} is this agent",
             args.dir.display()
         ));
     }
-    if !args.watch {
-        let identity = client.identity(&args.agent).await?;
-        write(&identity, &mut dir, &args, output)?;
-        return Ok(0);
-    }
-    let mut source = client.watch_as(&args.agent)?;
-    let first = source.wait_ready(args.timeout).await?;
-    write(&first, &mut dir, &args, output)?;
-    keep_fresh(source, &mut dir, &args, output).await
+    Ok(dir)
 }
 
 async fn keep_fresh(

@@ -62,7 +62,7 @@ pub enum CheckpointError {
 /// Signs a checkpoint: the note as it is served.
 ///
 /// # Errors
-/// The key cannot sign, or has signed falsely.
+/// The key cannot sign, or is not the verifier's.
 pub fn sign_checkpoint(
     verifier: &LogVerifier,
     key: &dyn LogKey,
@@ -73,10 +73,10 @@ pub fn sign_checkpoint(
     let text = tlog_tiles::Checkpoint::new(name, checkpoint.size, checkpoint.root, "")
         .map_err(|e| bug(&e))?
         .to_bytes();
-    let signature = key.sign(&text)?;
-    if !signed_note::Verifier::verify(verifier, &text, &signature) {
-        return Err(LogKeyError("its signature does not verify".to_owned()));
+    if !verifier.is_of(&key.public()) {
+        return Err(LogKeyError("it is another key than the log's".to_owned()));
     }
+    let signature = key.sign(&text)?;
     let signature = Signature::new(name.to_owned(), verifier.id(), signature).map_err(|e| bug(&e))?;
     Ok(Note::new(&text, &[signature]).map_err(|e| bug(&e))?.to_bytes())
 }

@@ -50,7 +50,7 @@ pub trait LogKey: Send + Sync + fmt::Debug {
     /// The public key, 32 bytes (RFC 8032).
     fn public(&self) -> [u8; 32];
 
-    /// Signs.
+    /// Signs. A key that is not in this process's own memory verifies what came back before it gives it on.
     ///
     /// # Errors
     /// The key, or the token that it is in, cannot sign.
@@ -98,6 +98,11 @@ impl LogVerifier {
     /// The log's name.
     pub fn name(&self) -> &LogName {
         &self.name
+    }
+
+    /// Whether this is its public key.
+    pub fn is_of(&self, key: &[u8; 32]) -> bool {
+        self.key == *key
     }
 
     /// The key's id: the first four bytes of the SHA-256 of the name and the key.

@@ -253,7 +253,7 @@ fn a_checkpoint_is_its_logs_or_counts_for_nothing() {
     assert!(matches!(open_checkpoint(&signed, &stranger), Err(CheckpointError::Unsigned { .. })));
     let elsewhere = LogVerifier::new("log.example.org/issuer-2".parse().unwrap(), key.public());
     assert!(matches!(open_checkpoint(&signed, &elsewhere), Err(CheckpointError::Unsigned { .. })));
-    // A key that signs falsely, as a faulty token's, signs nothing.
+    // Another key than the log's signs nothing.
     assert!(sign_checkpoint(&stranger, &key, &checkpoint).is_err());
     assert_eq!(
         open_checkpoint(&vec![b'x'; MAX_CHECKPOINT + 1], &verifier),
