@@ -49,6 +49,8 @@ pub struct Bed {
     port: u16,
     issuer: Option<Daemon>,
     policies: String,
+    /// Environment of the issuer, besides its token's.
+    pub environment: Vec<(&'static str, std::ffi::OsString)>,
 }
 
 impl Bed {
@@ -71,7 +73,16 @@ impl Bed {
         let tpm_ca = SwtpmCa::new(dir.path().join("tpm-ca"))?;
         let token = SoftHsm::new()?;
         let port = free_port()?;
-        let bed = Self { dir, options, token, tpm_ca, port, issuer: None, policies: String::new() };
+        let bed = Self {
+            dir,
+            options,
+            token,
+            tpm_ca,
+            port,
+            issuer: None,
+            policies: String::new(),
+            environment: Vec::new(),
+        };
         for sub in ["data", "vendor-roots", "simulated-roots", "registrations"] {
             std::fs::create_dir_all(bed.path(sub))?;
         }
@@ -142,6 +153,7 @@ impl Bed {
         let from = std::fs::metadata(&log).map_or(0, |m| m.len());
         let mut command = Command::new(binary("hallmark-issuer")?);
         command.arg("run").arg("--config").arg(self.path("issuer.toml")).envs(self.token.env());
+        command.envs(self.environment.iter().cloned());
         if self.options.dev {
             command.arg("--dev");
         }

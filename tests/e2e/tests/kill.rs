@@ -266,3 +266,52 @@ async fn a_full_disk_stops_issuance_and_loses_nothing() -> Result<()> {
     drop(disk);
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_does_not_write_stops_issuance_and_loses_nothing() -> Result<()> {
+    let mut bed = Bed::start(BedOptions::default())?;
+    bed.apply(REGISTRATION)?;
+    let host = Rogue::joined(&bed, "web-01").await?;
+    bed.stop_issuer()?;
+    let (library, flag) = (bed.path("failing_fsync.so"), bed.path("disk-fails"));
+    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/failing_fsync.c");
+    let built = std::process::Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-o"])
+        .arg(&library)
+        .arg(&source)
+        .args(["-ldl"])
+        .status()?;
+    ensure!(built.success(), "cc ended with {built}");
+    bed.environment = vec![("LD_PRELOAD", library.into()), ("FAIL_FSYNC_WHILE", flag.clone().into())];
+    bed.start_issuer()?;
+    let (stop, received) = (Arc::new(AtomicBool::new(false)), Received::default());
+    let worker = tokio::spawn(load(host.connection(&bed)?, stop.clone(), received.clone()));
+    let count = || received.lock().map_or(0, |r| r.len());
+    for killed in [false, true, false] {
+        let before = count();
+        wait_until("issuance", || (count() > before + 5 * BATCH).then_some(()))?;
+        let failures = || -> Option<usize> {
+            Some(std::fs::read_to_string(bed.path("issuer.log")).ok()?.matches("a commit failed").count())
+        };
+        let so_far = failures();
+        std::fs::write(&flag, "")?;
+        wait_until("commits to fail", || (failures() > so_far.map(|n| n + 2)).then_some(()))?;
+        let at_failure = count();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        ensure!(count() == at_failure, "something was released while nothing could be written");
+        if killed {
+            bed.kill_issuer()?;
+        }
+        std::fs::remove_file(&flag)?;
+        if killed {
+            bed.start_issuer()?;
+        }
+        wait_until("issuance to go on", || (count() > at_failure + 5 * BATCH).then_some(()))?;
+    }
+    stop.store(true, Ordering::Release);
+    worker.await?;
+    let received = std::mem::take(&mut *received.lock().map_err(|_| anyhow::anyhow!("poisoned"))?);
+    let (lost, forks) = account(&bed, &received)?;
+    ensure!((lost, forks) == (0, 0), "{lost} lost, {forks} forks of {} issued", received.len());
+    Ok(())
+}
