@@ -15,6 +15,7 @@ mod issuance;
 mod parts;
 mod process;
 mod report;
+mod store;
 
 use std::path::PathBuf;
 
@@ -61,6 +62,7 @@ enum Section {
     Attestation,
     Tpm,
     Agents,
+    Store,
 }
 
 fn main() -> Result<()> {
@@ -109,6 +111,11 @@ async fn measure(cli: &Cli) -> Result<Report> {
         say("agents");
         let mut bed = Bed::start(BedOptions::default())?;
         agents::measure(&mut bed, scale, &mut report)?;
+    }
+    if wanted(Section::Store) {
+        say("a store of ten million records (some minutes, and 10 GB for as long)");
+        let mut bed = Bed::start(BedOptions::default())?;
+        store::measure(&mut bed, scale, &mut report).await?;
     }
     Ok(report)
 }

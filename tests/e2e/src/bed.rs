@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use hallmark_kit::softhsm::SoftHsm;
 use hallmark_kit::swtpm::SwtpmCa;
 
-use crate::child::{Daemon, binary};
+use crate::child::{Daemon, PATIENCE, binary};
 
 /// What a test needs to be different.
 #[derive(Debug, Clone)]
@@ -149,6 +149,14 @@ impl Bed {
     /// # Errors
     /// It does not start.
     pub fn start_issuer(&mut self) -> Result<()> {
+        self.start_issuer_within(PATIENCE)
+    }
+
+    /// As [`Bed::start_issuer`], with more to do before it serves.
+    ///
+    /// # Errors
+    /// It does not start in that time.
+    pub fn start_issuer_within(&mut self, time: std::time::Duration) -> Result<()> {
         let log = self.path("issuer.log");
         let from = std::fs::metadata(&log).map_or(0, |m| m.len());
         let mut command = Command::new(binary("hallmark-issuer")?);
@@ -158,7 +166,7 @@ impl Bed {
             command.arg("--dev");
         }
         let mut daemon = Daemon::start(&mut command, &log)?;
-        daemon.wait_for_log("serving", from)?;
+        daemon.wait_for_log_within("serving", from, time)?;
         self.issuer = Some(daemon);
         Ok(())
     }

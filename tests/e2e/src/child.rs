@@ -78,6 +78,14 @@ impl Daemon {
     /// # Errors
     /// It ended, or the text did not come.
     pub fn wait_for_log(&mut self, text: &str, from: u64) -> Result<u64> {
+        self.wait_for_log_within(text, from, PATIENCE)
+    }
+
+    /// As [`Daemon::wait_for_log`], with another patience.
+    ///
+    /// # Errors
+    /// It ended, or the text did not come in that time.
+    pub fn wait_for_log_within(&mut self, text: &str, from: u64, patience: Duration) -> Result<u64> {
         let start = Instant::now();
         loop {
             let mut file = std::fs::File::open(&self.log)?;
@@ -90,7 +98,7 @@ impl Daemon {
             if let Some(status) = self.child.try_wait()? {
                 bail!("ended with {status} before saying {text:?}:\n{}", self.log());
             }
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > patience {
                 bail!("never said {text:?}:\n{}", self.log());
             }
             std::thread::sleep(Duration::from_millis(10));

@@ -25,7 +25,7 @@ const SIGNING: Duration = Duration::from_secs(30);
 /// What a check of the key signs: no checkpoint, whose text ends with a newline.
 const HEALTH: &[u8] = b"hallmark health check";
 /// Entries read at once when a tree is made from records.
-const READ: u64 = 1024;
+const READ: u64 = 8192;
 
 /// The log's name and key.
 #[derive(Clone, Debug)]
