@@ -4,6 +4,8 @@
 CREATE TABLE log_tiles (
     level           INTEGER NOT NULL,
     number          INTEGER NOT NULL,
+    -- What it stands for in the tile above; before the hashes, so that reading it reads none of them.
+    root            BLOB    NOT NULL,
     hashes          BLOB    NOT NULL,
     PRIMARY KEY (level, number)
 );

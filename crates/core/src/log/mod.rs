@@ -48,12 +48,6 @@ pub fn changed_tiles(old: u64, new: u64) -> Vec<TileId> {
     tiles.iter().map(|tile| TileId { level: tile.level(), number: tile.level_index() }).collect()
 }
 
-/// The hash that a full tile stands for in the tile above it; none if it is not full.
-pub fn tile_root(hashes: &[u8]) -> Option<Hash> {
-    let full = usize::from(TILE_WIDTH) * tlog_tiles::HASH_SIZE;
-    (hashes.len() == full).then(|| tlog_tiles::Tile::subtree_hash(hashes))
-}
-
 /// Which tile: of a level, counted from the leaves, in steps of eight levels of the tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TileId {

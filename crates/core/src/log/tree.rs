@@ -13,12 +13,14 @@ pub struct Tree {
 }
 
 /// A tile that has become full: it never changes again.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct FullTile {
     /// Which.
     pub id: TileId,
     /// Its 256 hashes, 8,192 bytes.
     pub hashes: Vec<u8>,
+    /// What it stands for in the tile above: the root of its part of the tree.
+    pub root: Hash,
 }
 
 /// Why tiles do not make the edge of a tree of this size.
@@ -100,7 +102,7 @@ impl Tree {
             let hashes = std::mem::take(tile);
             hash = Tile::subtree_hash(&hashes);
             let number = (self.size >> (u32::from(TILE_HEIGHT) * (u32::from(level) + 1))) - 1;
-            full.push(FullTile { id: TileId { level, number }, hashes });
+            full.push(FullTile { id: TileId { level, number }, hashes, root: hash });
             level += 1;
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use hallmark_core::log::{
     Checkpoint, FullTile, Hash, LogKey, LogKeyError, LogVerifier, MAX_ENTRY, ProofError, TILE_WIDTH, TileId,
-    Tiles, Tree, inclusion_tiles, leaf_hash, open_checkpoint, prove_inclusion, sign_checkpoint, tile_root,
+    Tiles, Tree, inclusion_tiles, leaf_hash, open_checkpoint, prove_inclusion, sign_checkpoint,
 };
 use sqlx::sqlite::SqlitePool;
 use sqlx::{Row, SqliteConnection};
@@ -220,10 +220,11 @@ impl Log {
         }
         let checkpoint = Checkpoint { size: tree.size(), root: tree.root() };
         let note = self.signer.sign(checkpoint).await?;
-        for FullTile { id, hashes } in full {
-            sqlx::query("INSERT INTO log_tiles (level, number, hashes) VALUES ($1, $2, $3)")
+        for FullTile { id, hashes, root } in full {
+            sqlx::query("INSERT INTO log_tiles (level, number, root, hashes) VALUES ($1, $2, $3, $4)")
                 .bind(i64::from(id.level))
                 .bind(signed(id.number))
+                .bind(root.0.as_slice())
                 .bind(hashes)
                 .execute(&mut *tx)
                 .await?;
@@ -387,14 +388,14 @@ async fn tile(db: &mut SqliteConnection, id: TileId, size: u64) -> Result<Vec<u8
         }
         Some(below) => {
             let rows: Vec<Vec<u8>> = sqlx::query_scalar(
-                "SELECT hashes FROM log_tiles WHERE level = $1 AND number >= $2 AND number < $3 ORDER BY number",
+                "SELECT root FROM log_tiles WHERE level = $1 AND number >= $2 AND number < $3 ORDER BY number",
             )
             .bind(i64::from(below))
             .bind(signed(from))
             .bind(signed(to))
             .fetch_all(db)
             .await?;
-            Ok(rows.iter().filter_map(|hashes| tile_root(hashes)).flat_map(|hash| hash.0).collect())
+            Ok(rows.concat())
         }
     }
 }

@@ -432,7 +432,7 @@ async fn a_store_whose_records_were_changed_does_not_open() {
     let changes = [
         ("UPDATE records SET body = replace(body, 'team@', 'somebody@') WHERE number = 290", "changed"),
         ("DELETE FROM records WHERE number = 300", "missing"),
-        ("UPDATE log_tiles SET hashes = zeroblob(8192)", "changed"),
+        ("UPDATE log_tiles SET root = zeroblob(32)", "changed"),
         ("UPDATE log_checkpoint SET root = zeroblob(32)", "changed"),
         ("UPDATE log_checkpoint SET note = x'00'", "not signed"),
         ("UPDATE log_checkpoint SET size = 299", "changed"),
