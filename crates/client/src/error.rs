@@ -190,7 +190,7 @@ mod tests {
         let path = Path::new("/run/x.sock");
         let says = |kind| ClientError::from_io(path, &io::Error::from(kind)).to_string();
         assert!(says(io::ErrorKind::NotFound).contains("is hallmark-hostd running?"));
-        assert!(says(io::ErrorKind::PermissionDenied).contains("group hallmark-agents"));
+        assert!(says(io::ErrorKind::PermissionDenied).contains("usermod -aG hallmark-agents"));
         assert!(says(io::ErrorKind::ConnectionRefused).contains("start it"));
         let refused = ClientError::from_status(path, &Status::permission_denied("nothing matches."));
         assert!(refused.to_string().contains("nothing matches; run `hallmark whoami`"));
