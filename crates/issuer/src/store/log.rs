@@ -234,9 +234,11 @@ impl Log {
         } else {
             sqlx::query(
                 "INSERT INTO serials (serial, number) SELECT serial, number FROM records
-                 WHERE number > $1 AND serial IS NOT NULL ORDER BY serial ON CONFLICT DO NOTHING",
+                 WHERE number > $1 AND number <= $2 AND serial IS NOT NULL ORDER BY serial
+                 ON CONFLICT DO NOTHING",
             )
             .bind(signed(self.indexed))
+            .bind(signed(checkpoint.size))
             .execute(&mut *tx)
             .await?;
             checkpoint.size
