@@ -376,19 +376,25 @@ async fn a_store_has_one_writer() {
     open(&dir).await.unwrap();
 }
 
+/// With 300 records: more than one full tile.
+async fn filled() -> (tempfile::TempDir, Store) {
+    let (dir, store) = store().await;
+    store.commit(vec![registered("x", 1)]).await.unwrap();
+    for at in 1..=150 {
+        store.commit(issued(1, at)).await.unwrap();
+        store.commit(issued(2, at)).await.unwrap();
+    }
+    (dir, store)
+}
+
 async fn database(dir: &tempfile::TempDir) -> SqlitePool {
     SqlitePool::connect_with(SqliteConnectOptions::new().filename(dir.path().join("t.db"))).await.unwrap()
 }
 
 #[tokio::test]
 async fn every_record_is_proven_by_the_checkpoint_of_its_commit() {
-    let (dir, store) = store().await;
-    store.commit(vec![registered("x", 1)]).await.unwrap();
-    // Over the first full tile, and over a restart.
-    for at in 1..=150 {
-        store.commit(issued(1, at)).await.unwrap();
-        store.commit(issued(2, at)).await.unwrap();
-    }
+    let (dir, store) = filled().await;
+    // Over a restart, too.
     drop(store);
     let store = open(&dir).await.unwrap();
     store.commit(issued(1, 200)).await.unwrap();
@@ -438,12 +444,7 @@ async fn a_store_whose_records_were_changed_does_not_open() {
         ("UPDATE log_checkpoint SET size = 299", "changed"),
     ];
     for (change, why) in changes {
-        let (dir, store) = store().await;
-        store.commit(vec![registered("x", 1)]).await.unwrap();
-        for at in 1..=150 {
-            store.commit(issued(1, at)).await.unwrap();
-            store.commit(issued(2, at)).await.unwrap();
-        }
+        let (dir, store) = filled().await;
         drop(store);
         let db = database(&dir).await;
         sqlx::query(change).execute(&db).await.unwrap();
@@ -455,12 +456,7 @@ async fn a_store_whose_records_were_changed_does_not_open() {
 
 #[tokio::test]
 async fn a_record_changed_under_a_full_tile_has_no_proof() {
-    let (dir, store) = store().await;
-    store.commit(vec![registered("x", 1)]).await.unwrap();
-    for at in 1..=150 {
-        store.commit(issued(1, at)).await.unwrap();
-        store.commit(issued(2, at)).await.unwrap();
-    }
+    let (dir, store) = filled().await;
     let db = database(&dir).await;
     sqlx::query("UPDATE records SET body = replace(body, 'team@', 'somebody@') WHERE number = 1")
         .execute(&db)
@@ -472,12 +468,7 @@ async fn a_record_changed_under_a_full_tile_has_no_proof() {
 
 #[tokio::test]
 async fn a_store_of_before_the_log_is_taken_in() {
-    let (dir, store) = store().await;
-    store.commit(vec![registered("x", 1)]).await.unwrap();
-    for at in 1..=150 {
-        store.commit(issued(1, at)).await.unwrap();
-        store.commit(issued(2, at)).await.unwrap();
-    }
+    let (dir, store) = filled().await;
     let before = store.prove(&serial(1, 1)).await.unwrap().unwrap();
     drop(store);
     let db = database(&dir).await;
