@@ -7,7 +7,7 @@ use sqlx::{Row, SqliteConnection};
 use super::live::{Live, REMEMBERED};
 use super::rows::{AllowedEk, unreadable};
 use super::write::{Ended, Ending, JoinTokenSpend, Write};
-use super::{Conflict, StoreError};
+use super::{Conflict, StoreError, signed};
 use crate::record::{Entry, Kind, Record, Shown};
 
 /// Most expired credentials dropped in one go: the next purge takes the rest.
@@ -174,10 +174,6 @@ pub(super) async fn apply(
         }
     }
     Ok(())
-}
-
-fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 fn only_if(enrolled: u64, host_id: &HostId) -> Result<(), StoreError> {

@@ -11,10 +11,11 @@ use hallmark_core::log::{
     Tiles, Tree, inclusion_tiles, leaf_hash, open_checkpoint, prove_inclusion, sign_checkpoint,
 };
 use sqlx::sqlite::SqlitePool;
-use sqlx::{Row, SqliteConnection};
+use sqlx::{Connection, Row, SqliteConnection};
 use tokio::sync::oneshot;
 
-use super::StoreError;
+use super::transaction::{BEGIN, discard};
+use super::{StoreError, signed};
 use crate::record::Entry;
 
 /// Records that are not found by their serial through `serials` yet, at most about so many: they are looked
@@ -117,27 +118,27 @@ impl LogSigner {
     pub async fn health(&self) -> Result<(), LogError> {
         match &self.key {
             Key::InMemory(_) => Ok(()),
-            Key::InToken(_) => self.ask(None).await.map(drop),
+            Key::InToken(thread) => ask(thread, None).await.map(drop),
         }
     }
 
     async fn sign(&self, checkpoint: Checkpoint) -> Result<Vec<u8>, LogError> {
         match &self.key {
             Key::InMemory(key) => Ok(sign_checkpoint(&self.verifier, &**key, &checkpoint)?),
-            Key::InToken(_) => self.ask(Some(checkpoint)).await,
+            Key::InToken(thread) => ask(thread, Some(checkpoint)).await,
         }
     }
+}
 
-    async fn ask(&self, what: Option<Checkpoint>) -> Result<Vec<u8>, LogError> {
-        let failed = |why: &str| LogError::Key(LogKeyError(why.to_owned()));
-        let Key::InToken(asking) = &self.key else { return Err(failed("it is not in a token")) };
-        let (answer, answered) = oneshot::channel();
-        asking.send(Asked(what, answer)).map_err(|_| failed("its thread has ended"))?;
-        match tokio::time::timeout(SIGNING, answered).await {
-            Ok(Ok(signed)) => Ok(signed?),
-            Ok(Err(_)) => Err(failed("its thread has ended")),
-            Err(_) => Err(failed("the token does not answer")),
-        }
+/// Asks the thread that signs.
+async fn ask(thread: &std::sync::mpsc::Sender<Asked>, what: Option<Checkpoint>) -> Result<Vec<u8>, LogError> {
+    let failed = |why: &str| LogError::Key(LogKeyError(why.to_owned()));
+    let (answer, answered) = oneshot::channel();
+    thread.send(Asked(what, answer)).map_err(|_| failed("its thread has ended"))?;
+    match tokio::time::timeout(SIGNING, answered).await {
+        Ok(Ok(signed)) => Ok(signed?),
+        Ok(Err(_)) => Err(failed("its thread has ended")),
+        Err(_) => Err(failed("the token does not answer")),
     }
 }
 
@@ -194,18 +195,27 @@ impl Log {
 
     async fn catch_up(&mut self, db: &SqlitePool, found: u64) -> Result<(), StoreError> {
         while self.tree.size() < found {
-            let mut tx = db.begin_with("BEGIN IMMEDIATE").await?;
-            let from = self.tree.size();
-            let to = (from + READ).min(found);
-            let bodies = bodies(&mut tx, from, to).await?;
-            if bodies.len() as u64 != to - from {
-                return Err(LogError::Missing { signed: to, found: from + bodies.len() as u64 }.into());
+            let mut connection = db.acquire().await?;
+            let taken = self.take_in(&mut connection, (self.tree.size() + READ).min(found)).await;
+            if taken.is_err() {
+                discard(connection).await;
             }
-            let grown = self.append(&mut tx, bodies.iter().map(String::as_str)).await?;
-            tx.commit().await?;
-            self.become_grown(grown);
+            self.become_grown(taken?);
         }
         Ok(())
+    }
+
+    /// Appends the records there are, up to number `to`.
+    async fn take_in(&self, connection: &mut SqliteConnection, to: u64) -> Result<Grown, StoreError> {
+        let mut tx = connection.begin_with(BEGIN).await?;
+        let from = self.tree.size();
+        let bodies = bodies(&mut tx, from, to).await?;
+        if bodies.len() as u64 != to - from {
+            return Err(LogError::Missing { signed: to, found: from + bodies.len() as u64 }.into());
+        }
+        let grown = self.append(&mut tx, bodies.iter().map(String::as_str)).await?;
+        tx.commit().await?;
+        Ok(grown)
     }
 
     /// Appends these entries in a transaction; nothing is changed here until it is durable.
@@ -406,8 +416,4 @@ async fn tile(db: &mut SqliteConnection, id: TileId, size: u64) -> Result<Vec<u8
 async fn bodies(db: &mut SqliteConnection, from: u64, to: u64) -> Result<Vec<String>, StoreError> {
     let query = "SELECT body FROM records WHERE number > $1 AND number <= $2 ORDER BY number";
     Ok(sqlx::query_scalar(query).bind(signed(from)).bind(signed(to)).fetch_all(db).await?)
-}
-
-fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }

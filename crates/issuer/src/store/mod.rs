@@ -8,6 +8,7 @@ mod change;
 mod live;
 mod log;
 mod rows;
+mod transaction;
 mod write;
 mod writer;
 
@@ -395,6 +396,11 @@ async fn lock(path: &Path) -> Result<File, StoreError> {
         }
     }
     Err(StoreError::InUse { path: path.to_owned() })
+}
+
+/// A number as the database holds it.
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 /// Seconds since 1970, by this machine's clock.

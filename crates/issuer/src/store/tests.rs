@@ -1,5 +1,7 @@
 use hallmark_core::id::{AgentName, HostId, InstanceId};
-use hallmark_core::log::{LogKey, LogVerifier, SoftwareLogKey, check_inclusion, leaf_hash, open_checkpoint};
+use hallmark_core::log::{
+    LogKey, LogKeyError, LogVerifier, SoftwareLogKey, check_inclusion, leaf_hash, open_checkpoint,
+};
 use hallmark_core::tier::Tier;
 
 use super::*;
@@ -516,4 +518,55 @@ async fn an_instance_that_holds_very_many_certificates_can_be_ended() {
     assert_eq!(records.len(), 3, "in parts");
     let named: usize = records.iter().map(|r| r.body.matches("09090909").count() / 3).sum();
     assert!(named >= 2500 && records.iter().all(|r| r.body.len() < 65_536));
+}
+
+#[tokio::test]
+async fn a_gap_in_the_records_is_not_taken_in() {
+    let (dir, store) = filled().await;
+    drop(store);
+    let db = database(&dir).await;
+    for sql in ["DELETE FROM log_checkpoint", "DELETE FROM log_tiles", "DELETE FROM records WHERE number = 5"]
+    {
+        sqlx::query(sql).execute(&db).await.unwrap();
+    }
+    db.close().await;
+    assert!(matches!(open(&dir).await, Err(StoreError::Log(LogError::Missing { signed: 300, found: 299 }))));
+}
+
+/// Signs, or does not.
+#[derive(Debug)]
+struct Failing(SoftwareLogKey, Arc<std::sync::atomic::AtomicBool>);
+
+impl LogKey for Failing {
+    fn public(&self) -> [u8; 32] {
+        self.0.public()
+    }
+
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, LogKeyError> {
+        if self.1.load(std::sync::atomic::Ordering::Acquire) {
+            return Err(LogKeyError("the token is away".to_owned()));
+        }
+        self.0.sign(message)
+    }
+}
+
+#[tokio::test]
+async fn without_the_logs_key_nothing_is_recorded_and_with_it_again_everything() {
+    let dir = tempfile::tempdir().unwrap();
+    let away = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let key = Failing(SoftwareLogKey::from_seed(&[7; 32]).unwrap(), away.clone());
+    let signer = LogSigner::in_token(signer().verifier().clone(), Arc::new(key)).unwrap();
+    let store = Store::open(&dir.path().join("t.db")).await.unwrap().write_with(signer).await.unwrap();
+    store.commit(vec![registered("x", 1)]).await.unwrap();
+    store.commit(issued(1, 1)).await.unwrap();
+    store.log_signer().health().await.unwrap();
+    away.store(true, std::sync::atomic::Ordering::Release);
+    assert!(store.log_signer().health().await.is_err());
+    for at in 2..5 {
+        assert!(store.commit(issued(1, at)).await.is_err());
+    }
+    assert_eq!(store.records(0, 100, None, None).await.unwrap().len(), 1);
+    away.store(false, std::sync::atomic::Ordering::Release);
+    let number = store.commit(issued(1, 9)).await.unwrap().records.remove(0).unwrap().number();
+    assert_eq!((number, store.prove(&serial(1, 9)).await.unwrap().unwrap().index), (2, 1));
 }

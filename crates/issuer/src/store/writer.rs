@@ -11,8 +11,7 @@ use std::time::{Duration, Instant};
 
 use hallmark_core::id::{HostId, InstanceId};
 use sqlx::error::ErrorKind;
-use sqlx::pool::PoolConnection;
-use sqlx::sqlite::{Sqlite, SqliteArguments, SqlitePool};
+use sqlx::sqlite::{SqliteArguments, SqlitePool};
 use sqlx::{Arguments, Connection, SqliteConnection};
 use tokio::sync::mpsc;
 
@@ -20,6 +19,7 @@ use super::change::{self, Turned};
 use super::live::{Claim, Live};
 use super::log::{self, Log, LogSigner};
 use super::rows;
+use super::transaction::{BEGIN, discard};
 use super::write::{After, Issue, Recorded, Reply, Request, Write, WriteOutcome};
 use super::{StoreError, unix_now};
 use crate::record::Entry;
@@ -115,7 +115,7 @@ impl Writer {
         let mut connection = self.db.acquire().await?;
         let result = self.commit_on(&mut connection, requests).await;
         if result.is_err() {
-            close(connection).await;
+            discard(connection).await;
         }
         result
     }
@@ -212,18 +212,6 @@ impl Writer {
                 }
             }
         }
-    }
-}
-
-/// A transaction of its own, or an error: never a savepoint in one that is open already.
-const BEGIN: &str = "BEGIN IMMEDIATE";
-
-/// A connection on which a transaction failed is never used again. SQLite may have rolled back by itself, as it does
-/// when the disk is full; sqlx counts on as if it had not, and takes the next transaction for a part of one that
-/// is never committed.
-async fn close(connection: PoolConnection<Sqlite>) {
-    if let Err(error) = connection.close().await {
-        tracing::debug!(%error, "a connection to the store was not closed well");
     }
 }
 
