@@ -39,15 +39,8 @@ impl Pkcs11Key {
         id: &[u8],
         curve: Curve,
     ) -> Result<Self, HsmError> {
-        sessions.with_writer(|session| {
-            if (Objects { sessions, session }).label_taken(label)? {
-                return Err(HsmError::KeyExists {
-                    label: label.to_owned(),
-                    token: sessions.label().to_owned(),
-                });
-            }
-            object::generate(session, curve, &Lasting::Token { label, id }).map_err(|e| sessions.call(e))
-        })?;
+        let lasting = Lasting::Token { label, id };
+        object::make_lasting(sessions, label, |session| object::generate(session, curve, &lasting))?;
         Self::load(sessions, label)
     }
 

@@ -31,15 +31,8 @@ struct Known {
 impl Pkcs11LogKey {
     /// Makes the key pair, and reads it back as [`Pkcs11LogKey::load`] does.
     pub(crate) fn generate(sessions: &Arc<Sessions>, label: &str, id: &[u8]) -> Result<Self, HsmError> {
-        sessions.with_writer(|session| {
-            if (Objects { sessions, session }).label_taken(label)? {
-                return Err(HsmError::KeyExists {
-                    label: label.to_owned(),
-                    token: sessions.label().to_owned(),
-                });
-            }
-            object::generate_ed25519(session, &Lasting::Token { label, id }).map_err(|e| sessions.call(e))
-        })?;
+        let lasting = Lasting::Token { label, id };
+        object::make_lasting(sessions, label, |session| object::generate_ed25519(session, &lasting))?;
         Self::load(sessions, label)
     }
 

@@ -107,6 +107,20 @@ fn make(
     session.generate_key_pair(mechanism, &public, &private)
 }
 
+/// Makes a key pair that stays, under a label that nothing on the token has.
+pub(crate) fn make_lasting(
+    sessions: &Sessions,
+    label: &str,
+    make: impl Fn(&Session) -> Result<(ObjectHandle, ObjectHandle), cryptoki::error::Error>,
+) -> Result<(), HsmError> {
+    sessions.with_writer(|session| {
+        if (Objects { sessions, session }).label_taken(label)? {
+            return Err(HsmError::KeyExists { label: label.to_owned(), token: sessions.label().to_owned() });
+        }
+        make(session).map(drop).map_err(|e| sessions.call(e))
+    })
+}
+
 /// The token's objects, seen through one session.
 pub(crate) struct Objects<'a> {
     pub(crate) sessions: &'a Sessions,
