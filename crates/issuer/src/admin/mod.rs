@@ -3,11 +3,12 @@
 mod accept;
 mod admission;
 mod service;
+mod show;
 mod socket;
 
 pub(crate) use accept::MAX_REQUEST;
 pub use accept::serve;
 pub use admission::{Admission, Operator, Operators, group_id};
 pub use service::AdminService;
-pub(crate) use service::ca_status;
+pub(crate) use show::ca_status;
 pub use socket::bind;
