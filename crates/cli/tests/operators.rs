@@ -213,6 +213,45 @@ fn a_proof_is_checked_and_not_believed() {
 }
 
 #[test]
+fn a_kept_proof_shows_a_certificate_only_by_a_record_that_gave_it() {
+    use hallmark_core::log::{
+        Checkpoint, LogKey, LogVerifier, SoftwareLogKey, leaf_hash, sign_checkpoint, write_proof,
+    };
+    use hallmark_core::tier::Hierarchy;
+    let issuer = FakeIssuer::start();
+    let issued = issuer.domain.identity(Hierarchy::Infrastructure, "host/web-01").unwrap();
+    let other = issuer.domain.identity(Hierarchy::Infrastructure, "host/web-02").unwrap();
+    let der = |identity: &hallmark_kit::pki::Identity| identity.chain[0].to_vec();
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        path.display().to_string()
+    };
+    let own = file("own.pem", hallmark_kit::pki::pem(&der(&issued)).as_bytes());
+    let another = file("another.pem", hallmark_kit::pki::pem(&der(&other)).as_bytes());
+    let key = SoftwareLogKey::from_seed(&[7; 32]).unwrap();
+    let verifier = LogVerifier::new("log.example.org/1".parse().unwrap(), key.public());
+    let check = |outcome: &str, certificate: &str| {
+        let svid = hallmark_core::x509::UnverifiedSvid::parse(&der(&issued)).unwrap();
+        let sha256 = hex::encode(hallmark_core::x509::fingerprint(&der(&issued)));
+        let record = format!(
+            r#"{{"v":1,"outcome":"{outcome}","serial":"{}","certificate_sha256":"{sha256}"}}"#,
+            svid.serial
+        );
+        let root = leaf_hash(record.as_bytes());
+        let signed = sign_checkpoint(&verifier, &key, &Checkpoint { size: 1, root }).unwrap();
+        file("record.json", record.as_bytes());
+        file("record.tlog-proof", &write_proof(0, &[], &signed));
+        let (dir, verifier) = (dir.path().display().to_string(), verifier.to_string());
+        hallmark(&["log", "check", &dir, "--key", &verifier, "--certificate", certificate]).output().unwrap()
+    };
+    assert_eq!(code(&check("attested", &own)), 0, "{}", stderr(&check("attested", &own)));
+    assert!(stderr(&check("refused", &own)).contains("it says \"refused\""));
+    assert!(stderr(&check("attested", &another)).contains("it is not that of"));
+}
+
+#[test]
 fn bundles_are_the_way_to_trust() {
     let issuer = FakeIssuer::start();
     let count = |args: &[&str]| stdout(&issuer.run(args)).matches("BEGIN CERTIFICATE").count();

@@ -255,8 +255,27 @@ fn a_store_that_was_put_back_does_not_serve() -> Result<()> {
     }
     let refused = bed.start_issuer().err().context("it serves")?;
     assert!(format!("{refused:#}").contains("older copy"), "{refused:#}");
-    std::fs::rename(bed.path("data/log"), bed.path("data/log.of-before"))?;
+    let (log, before) = (bed.path("data/log"), bed.path("log-of-before"));
+    std::fs::rename(&log, &before)?;
     bed.start_issuer()?;
+
+    // It goes on otherwise from there, past what was published: now there are two histories.
+    for n in 0..8 {
+        bed.hallmark_ok(&["join-token", "create", &format!("other-{n}")])?;
+    }
+    bed.stop_issuer()?;
+    let after = bed.path("log-of-after");
+    std::fs::rename(&log, &after)?;
+    std::fs::rename(&before, &log)?;
+    let refused = bed.start_issuer().err().context("it serves another history")?;
+    assert!(format!("{refused:#}").contains("another history"), "{refused:#}");
+
+    // A checkpoint that cannot be read is no reason to begin anew, either.
+    std::fs::remove_dir_all(&log)?;
+    std::fs::rename(&after, &log)?;
+    std::fs::write(log.join("checkpoint"), "nothing")?;
+    let refused = bed.start_issuer().err().context("it serves")?;
+    assert!(format!("{refused:#}").contains("damaged"), "{refused:#}");
     Ok(())
 }
 

@@ -241,6 +241,10 @@ fn an_allow_listed_tpm_counts_as_hardware_by_an_operators_word_alone() -> Result
     assert_eq!(json(&bed, &["host", "show", "host-1"])?["highest_tier"], "foundation");
     agent.says("ended")?;
 
+    let long = "x".repeat(201);
+    let refused = bed.hallmark(&["host", "allow", "host-1", "--ek-sha256", &ek, "--note", &long])?;
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("at most 200 bytes"), "{refused:?}");
+
     // A disabled host does not keep the word that it has.
     bed.hallmark_ok(&["host", "allow", "host-1", "--ek-sha256", &ek, "--vouch-hardware"])?;
     bed.hallmark_ok(&["host", "disable", "host-1", "--reason", "looked at"])?;
