@@ -49,7 +49,7 @@ async fn write(issuer: &Arc<Issuer>) -> anyhow::Result<()> {
         let hierarchy = Hierarchy::Tier(tier);
         let revoked: Vec<Revoked> = revocations
             .iter()
-            .filter(|r| r.hierarchy == hierarchy)
+            .filter(|r| r.hierarchy == hierarchy && r.issuer == issuer.config().issuer_id.as_str())
             .filter_map(|r| {
                 let serial = Serial::from_bytes(&r.serial).ok()?;
                 Some(Revoked { serial, at: r.revoked_at, reason: reason(&r.reason) })

@@ -44,7 +44,7 @@ pub async fn init(config: Config, options: Options) -> anyhow::Result<()> {
         .mode(0o750)
         .create(&config.data_dir)
         .with_context(|| format!("data_dir {}", config.data_dir.display()))?;
-    let store = Store::open(&config.database()).await?;
+    let store = Store::open(&token::store(&config)?, &config.issuer_id).await?;
     if let Some(there) = store.trust_domain().await? {
         bail!("{} already holds trust domain {}; nothing was changed", config.data_dir.display(), there.name);
     }

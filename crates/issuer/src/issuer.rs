@@ -18,7 +18,7 @@ use crate::flow::RefusalBook;
 use crate::link::Hub;
 use crate::registry::Registry;
 use crate::standing::HostState;
-use crate::store::{AllowedEk, Ended, Store, StoreError, TrustDomainRow, unix_now};
+use crate::store::{AllowedEk, Ended, Heard, HostRow, Store, StoreError, TrustDomainRow, unix_now};
 
 /// Why an issuer could not start.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +55,6 @@ pub struct Issuer {
     registry: RwLock<Arc<Registry>>,
     registry_turn: Arc<AsyncMutex<()>>,
     host_turns: Box<[Arc<AsyncMutex<()>>]>,
-    epoch: AtomicU64,
     refusals: RefusalBook,
     hub: Hub,
     counters: Counters,
@@ -147,7 +146,7 @@ impl Issuer {
         let revision = store.registrations_revision().await?;
         let registry =
             Registry::from_rows(store.registrations().await?, revision).map_err(StartError::Stored)?;
-        Ok(Arc::new(Self {
+        let issuer = Arc::new(Self {
             config: RwLock::new(Arc::new(config)),
             trust_domain,
             store,
@@ -160,14 +159,72 @@ impl Issuer {
             registry: RwLock::new(Arc::new(registry)),
             registry_turn: Arc::default(),
             host_turns: (0..HOST_TURNS).map(|_| Arc::default()).collect(),
-            epoch: AtomicU64::new(1),
             refusals: RefusalBook::default(),
             hub: Hub::default(),
             counters: Counters::default(),
             crl_due: Notify::new(),
             started_at: now,
             draining: AtomicBool::new(false),
-        }))
+        });
+        let memory = Arc::downgrade(&issuer);
+        issuer.store.observe(move |heard| {
+            if let Some(issuer) = memory.upgrade() {
+                issuer.take_in(heard);
+            }
+        });
+        Ok(issuer)
+    }
+
+    /// Another issuer has changed something: memory follows.
+    fn take_in(&self, heard: &Heard) {
+        match heard {
+            Heard::Host { host_id, row, allowed, last_removed, epoch } => {
+                match allowed {
+                    Some(entry) => self.put_allowed(entry.clone()),
+                    None => self.drop_allowed(host_id),
+                }
+                if let Some(at) = last_removed {
+                    write(&self.removals).insert(host_id.clone(), *at);
+                }
+                self.take_in_host(host_id, row.as_ref(), *epoch);
+            }
+            Heard::Registrations { revision, rows } => match Registry::from_rows(rows.clone(), *revision) {
+                Ok(registry) => self.replace_registry(registry),
+                Err(problem) => {
+                    tracing::error!(
+                        problem,
+                        "another issuer's registrations cannot be read here: those of before stay, and what was changed is refused"
+                    );
+                }
+            },
+            Heard::Ended(ended) => self.tell_of_ended(std::slice::from_ref(ended)),
+            Heard::Authorities(_) => {
+                tracing::info!("another issuer has changed its CAs");
+            }
+        }
+    }
+
+    fn take_in_host(&self, host: &HostId, row: Option<&HostRow>, epoch: u64) {
+        let policies = &self.config().attestation.pcr_policies;
+        let state = row.map(|row| {
+            let state = HostState::from_json(host.clone(), row.enrolled_at, &row.standing, policies)?;
+            Ok::<_, String>(state.under(policies, row.disabled.clone(), epoch))
+        });
+        match state.transpose() {
+            Ok(Some(state)) => {
+                let stays = state.standing.disabled.is_none();
+                write(&self.hosts).insert(host.clone(), Arc::new(state));
+                if stays {
+                    return;
+                }
+            }
+            Ok(None) => drop(write(&self.hosts).remove(host)),
+            Err(problem) => {
+                tracing::error!(%host, problem, "another issuer's word on a host cannot be read here: it is not served");
+                write(&self.hosts).remove(host);
+            }
+        }
+        self.hub.close_one(host);
     }
 
     /// Seconds since 1970, by this machine's clock.
@@ -287,9 +344,15 @@ impl Issuer {
         self.host_turns[place].clone().lock_owned().await
     }
 
+    /// The standing of a host as decisions are held against it: read before the host itself, and asked for by
+    /// [`crate::store::Write::Stands`].
+    pub fn stands(&self, host: &HostId) -> u64 {
+        self.store.live().epoch(host)
+    }
+
     /// A number that no host's standing has had in this process.
     pub fn next_epoch(&self) -> u64 {
-        self.epoch.fetch_add(1, Ordering::Relaxed)
+        self.store.next_epoch()
     }
 
     /// Puts a host's new standing, already stored, in force, under the policies of this moment. A host that

@@ -21,6 +21,7 @@ pub struct Entry {
     pub(crate) host_id: Option<String>,
     pub(crate) agent: Option<String>,
     pub(crate) serial: Option<[u8; 16]>,
+    pub(crate) certificate: Option<[u8; 32]>,
     pub(crate) body: String,
 }
 
@@ -169,6 +170,10 @@ impl Record<'_> {
         self.kind = kind.as_str();
         self.outcome = outcome;
         self.serial = serial.map(crate::hex);
+        let certificate = self.certificate_sha256.as_ref().and_then(|digest| {
+            let mut bytes = [0; 32];
+            hex::decode_to_slice(digest, &mut bytes).ok().map(|()| bytes)
+        });
         let mut body = Vec::with_capacity(USUAL);
         // A struct of strings and numbers has no way to fail in JSON; an empty body would still be a record.
         let body = match serde_json::to_writer(&mut body, &self) {
@@ -182,6 +187,7 @@ impl Record<'_> {
             host_id: self.host.map(str::to_owned),
             agent: self.agent.map(str::to_owned),
             serial,
+            certificate,
             body,
         }
     }

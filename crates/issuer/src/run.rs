@@ -108,7 +108,7 @@ pub async fn run(config: Config, dev: bool, level: LogLevel) -> anyhow::Result<(
 
 /// Opens everything and makes the issuer's own credential.
 async fn start(config: Config, dev: bool) -> anyhow::Result<(Arc<Issuer>, Arc<SwappableCert>, tiles::Tree)> {
-    let store = Store::open(&config.database()).await?;
+    let store = Store::open(&token::store(&config)?, &config.issuer_id).await?;
     let Some(row) = store.trust_domain().await? else {
         bail!("{} holds no trust domain yet: run hallmark-issuer init", config.data_dir.display());
     };
@@ -301,6 +301,7 @@ impl Reloaded {
             ("issuer_id", new.issuer_id != old.issuer_id),
             ("listen", new.listen != old.listen),
             ("data_dir", new.data_dir != old.data_dir),
+            ("store", new.store != old.store),
             ("ca", new.ca != old.ca),
             ("admin.socket", new.admin.socket != old.admin.socket),
             ("admin.mode", new.admin.mode != old.admin.mode),

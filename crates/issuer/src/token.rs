@@ -4,7 +4,8 @@ use anyhow::{Context, bail};
 use hallmark_hsm::{Token, TokenConfig};
 use zeroize::Zeroizing;
 
-use crate::config::{Pkcs11Config, SecretSource};
+use crate::config::{Config, Pkcs11Config, SecretSource, StoreConfig};
+use crate::store::Location;
 
 /// Sessions kept open: more than the machine signs at once.
 const SESSIONS: usize = 8;
@@ -25,6 +26,23 @@ pub fn open(config: &Pkcs11Config) -> anyhow::Result<Token> {
         format!("ca.pkcs11: token {:?} through {}", config.token_label, config.module.display())
     })?;
     Ok(token)
+}
+
+/// Where the store is, with what opens it.
+///
+/// # Errors
+/// The database's password cannot be read.
+pub fn store(config: &Config) -> anyhow::Result<Location> {
+    match &config.store {
+        StoreConfig::Sqlite => Ok(Location::Sqlite(config.database())),
+        StoreConfig::Postgres(postgres) => {
+            let mut options = postgres.options.clone();
+            if let Some(source) = &postgres.password {
+                options = options.password(&read_secret(source).context("store: password")?);
+            }
+            Ok(Location::Postgres(Box::new(options)))
+        }
+    }
 }
 
 /// Reads a secret, without the newline that editors leave.

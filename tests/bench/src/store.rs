@@ -35,7 +35,7 @@ pub(crate) async fn measure(bed: &mut Bed, scale: usize, report: &mut Report) ->
     let verifier: LogVerifier = status.log_verifier.parse()?;
     let mut times = Vec::new();
     for serial in serials {
-        let request = wire::ProveRecordRequest { serial: serial.into() };
+        let request = wire::ProveRecordRequest { serial: serial.into(), ..Default::default() };
         let start = Instant::now();
         let proven = issuer.prove_record(request).await?.into_inner();
         times.push(start.elapsed().as_secs_f64() * 1e3);
@@ -59,20 +59,25 @@ pub(crate) async fn measure(bed: &mut Bed, scale: usize, report: &mut Report) ->
 async fn fill(bed: &Bed, records: u64) -> Result<Vec<Vec<u8>>> {
     let options = SqliteConnectOptions::new().filename(bed.path("data/hallmark.db"));
     let db = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
-    for sql in ["DELETE FROM log_checkpoint", "DELETE FROM log_tiles", "DELETE FROM serials"] {
+    for sql in [
+        "DELETE FROM log_checkpoint",
+        "DELETE FROM log_tiles",
+        "DELETE FROM serials",
+        "DELETE FROM certificates",
+    ] {
         sqlx::query(sql).execute(&db).await?;
     }
     let before: i64 = sqlx::query_scalar("SELECT max(number) FROM records").fetch_one(&db).await?;
     let last = before + i64::try_from(records)?;
     sqlx::query(
-        "INSERT INTO records (number, at, kind, outcome, host_id, agent, serial, body)
+        "INSERT INTO records (number, at, kind, outcome, host_id, agent, serial, certificate, body)
          WITH RECURSIVE n(i) AS (SELECT $1 UNION ALL SELECT i + 1 FROM n WHERE i < $2),
-              s(i, serial) AS (SELECT i, randomblob(16) FROM n)
-         SELECT i, 1800000000, 'svid', 'issued', 'web-01', 'mailbot', serial,
+              s(i, serial, hash) AS (SELECT i, randomblob(16), randomblob(32) FROM n)
+         SELECT i, 1800000000, 'svid', 'issued', 'web-01', 'mailbot', serial, hash,
                 '{\"v\":1,\"at\":1800000000,\"kind\":\"svid\",\"outcome\":\"issued\",\"host\":\"web-01\",\"agent\":\"mailbot\",'
                 || '\"instance\":\"' || lower(hex(randomblob(16))) || '\",\"owner\":\"team@example.org\",\"registration_revision\":1,'
                 || '\"tier\":\"foundation\",\"custody\":\"software\",\"serial\":\"' || lower(hex(serial)) || '\",'
-                || '\"certificate_sha256\":\"' || lower(hex(randomblob(32))) || '\",\"selectors\":[\"unix:uid:1001\"]}'
+                || '\"certificate_sha256\":\"' || lower(hex(hash)) || '\",\"selectors\":[\"unix:uid:1001\"]}'
          FROM s",
     )
     .bind(before + 1)

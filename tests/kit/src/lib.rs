@@ -6,5 +6,6 @@ pub mod agents;
 pub mod fake_hostd;
 pub mod faketpm;
 pub mod pki;
+pub mod postgres;
 pub mod softhsm;
 pub mod swtpm;

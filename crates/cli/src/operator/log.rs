@@ -125,7 +125,7 @@ async fn prove(admin: &Path, args: ProveArgs, output: &Output) -> Result<u8, Fai
         (Some(file), None) => certificate(file)?.1,
         (None, None) => return Err(Failure::usage("neither a certificate nor --serial is given")),
     };
-    let request = ProveRecordRequest { serial: serial.as_bytes().to_vec().into() };
+    let request = ProveRecordRequest { serial: serial.as_bytes().to_vec().into(), ..Default::default() };
     let mut issuer = connect(admin).await?;
     let key = issuer.status(StatusRequest {}).await.map_err(failed)?.into_inner().log_verifier;
     let proven = issuer.prove_record(request).await.map_err(failed)?.into_inner();

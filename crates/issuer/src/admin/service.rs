@@ -18,7 +18,7 @@ use super::{Admission, Operator};
 use crate::issuer::Issuer;
 use crate::standing::HostState;
 use crate::status;
-use crate::store::Ended;
+use crate::store::{Ended, FoundBy};
 use crate::{doctor, flow};
 
 /// Most instances listed for one agent.
@@ -92,7 +92,7 @@ impl Admin for AdminService {
             hosts: issuer.hosts().len() as u64,
             hosts_connected: issuer.hub().len() as u64,
             agents: registry.agents.len() as u64,
-            live_credentials: issuer.store().live().count(now) as u64,
+            live_credentials: issuer.store().live_count(now).await.map_err(|e| status::admin(&e))?,
             issued,
             refused,
             registrations_revision: registry.revision,
@@ -249,14 +249,15 @@ impl Admin for AdminService {
         request: Request<wire::ListAgentsRequest>,
     ) -> Result<Response<wire::ListAgentsResponse>, Status> {
         self.admit(request)?;
-        let live = self.issuer.store().live().by_agent(self.issuer.now());
+        let live =
+            self.issuer.store().live_by_agent(self.issuer.now()).await.map_err(|e| status::admin(&e))?;
         let agents = self
             .issuer
             .registry()
             .agents
             .iter()
             .map(|(name, registered)| wire::Agent {
-                live_instances: live.get(name).copied().unwrap_or_default(),
+                live_instances: live.get(name.as_str()).copied().unwrap_or_default(),
                 ..self.agent(registered)
             })
             .collect();
@@ -326,10 +327,13 @@ impl Admin for AdminService {
         request: Request<wire::ProveRecordRequest>,
     ) -> Result<Response<wire::ProveRecordResponse>, Status> {
         let (_, request) = self.admit(request)?;
-        let proven = self.issuer.store().prove(&request.serial).await.map_err(|e| status::admin(&e))?;
-        let proven = proven.ok_or_else(|| {
-            Status::not_found(format!("no record has serial {}", hex::encode(&request.serial)))
-        })?;
+        let hash = <[u8; 32]>::try_from(request.certificate_sha256.as_ref()).ok();
+        let (by, words) = match &hash {
+            Some(hash) => (FoundBy::Certificate(hash), format!("certificate SHA-256 {}", hex::encode(hash))),
+            None => (FoundBy::Serial(&request.serial), format!("serial {}", hex::encode(&request.serial))),
+        };
+        let proven = self.issuer.store().prove(by).await.map_err(|e| status::admin(&e))?;
+        let proven = proven.ok_or_else(|| Status::not_found(format!("no record has {words}")))?;
         Ok(Response::new(wire::ProveRecordResponse {
             index: proven.index,
             body: proven.body,

@@ -103,6 +103,7 @@ impl Faults {
             self.note("crl.url", "must begin with http:// (RFC 5280 section 8: a CRL is signed; https would need a CRL to fetch a CRL) and not end with '/'");
         }
         let limits = self.limits(raw.limits);
+        let store = self.store(raw.store, &raw.issuer_id, ca.as_ref());
         Some(Config {
             file: file.to_owned(),
             trust_domain: trust_domain?,
@@ -110,6 +111,7 @@ impl Faults {
             listen: listen.ok()?,
             dns_names: raw.dns_names,
             data_dir: raw.data_dir,
+            store,
             oid_arc: raw.oid_arc,
             ca: ca?,
             curve,

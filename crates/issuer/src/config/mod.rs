@@ -5,6 +5,7 @@
 mod check;
 mod limits;
 mod raw;
+mod store;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,7 @@ use serde::Deserialize;
 use check::Faults;
 pub use limits::{Limits, MAX_ATTESTATION};
 use raw::Raw;
+pub use store::{PostgresConfig, StoreConfig};
 
 /// One thing wrong with a configuration file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -166,6 +168,8 @@ pub struct Config {
     pub dns_names: Vec<String>,
     /// State.
     pub data_dir: PathBuf,
+    /// Where the state is kept.
+    pub store: StoreConfig,
     /// Arc of Hallmark's OIDs, used by `init`.
     pub oid_arc: Option<String>,
     /// CA keys.

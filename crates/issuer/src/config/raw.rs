@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::limits::RawLimits;
+use super::store::RawStore;
 use super::{Enrolment, LogFormat};
 
 #[derive(Deserialize)]
@@ -27,6 +28,8 @@ pub(super) struct Raw {
     pub(super) crl: RawCrl,
     #[serde(default)]
     pub(super) limits: RawLimits,
+    #[serde(default)]
+    pub(super) store: RawStore,
     #[serde(default)]
     pub(super) log: RawLog,
 }

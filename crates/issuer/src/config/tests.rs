@@ -31,6 +31,67 @@ fn all_faults_at_once() {
     );
 }
 
+const TOKEN: &str = r#"
+trust_domain = "example.org"
+issuer_id = "issuer-1"
+listen = "127.0.0.1:8443"
+data_dir = "/var/lib/hallmark-issuer"
+[ca]
+backend = "pkcs11"
+[ca.pkcs11]
+module = "/usr/lib/softhsm/libsofthsm2.so"
+token_label = "hallmark"
+pin_file = "/etc/hallmark/pin"
+"#;
+
+#[test]
+fn a_database_elsewhere_must_prove_which_one_it_is() {
+    let at = |url: &str| {
+        let text = format!("{TOKEN}\n[store]\nbackend = \"postgres\"\nurl = \"{url}\"\n");
+        Config::parse(Path::new("t.toml"), &text).map(|config| match config.store {
+            StoreConfig::Postgres(postgres) => {
+                (postgres.place(), format!("{:?}", postgres.options.get_ssl_mode()))
+            }
+            StoreConfig::Sqlite => panic!("not PostgreSQL"),
+        })
+    };
+    let there = at("postgres://hallmark@db.example.org/hallmark").unwrap();
+    assert_eq!(
+        there,
+        ("postgres://hallmark@db.example.org:5432/hallmark".to_owned(), "VerifyFull".to_owned())
+    );
+    let here = at("postgres://hallmark@localhost/hallmark?host=/run/postgresql").unwrap();
+    assert_eq!(here.0, "postgres://hallmark@/run/postgresql/hallmark");
+    assert!(
+        at("postgres://hallmark@db.example.org/hallmark?sslmode=verify-full&sslrootcert=/etc/ca.pem").is_ok()
+    );
+    for (url, word) in [
+        ("postgres://hallmark@db.example.org/hallmark?sslmode=require", "verify-full"),
+        ("postgres://hallmark@db.example.org/hallmark?sslmode=disable", "verify-full"),
+        ("postgres://hallmark:hunter2@db.example.org/hallmark", "password"),
+        ("postgres://db.example.org/hallmark", "no user"),
+        ("postgres://hallmark@db.example.org", "no database"),
+        ("mysql://hallmark@db.example.org/hallmark", "postgres://USER@HOST"),
+    ] {
+        let error = at(url).unwrap_err().to_string();
+        assert!(error.contains("store.url") && error.contains(word), "{url}: {error}");
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+}
+
+#[test]
+fn what_does_not_go_with_a_store_is_a_fault() {
+    let url = "url = \"postgres://h@localhost/h\"\n";
+    assert_eq!(faults(&format!("{GOOD}\n[store]\nbackend = \"postgres\"\n{url}")), ["store.backend"]);
+    assert_eq!(faults(&format!("{TOKEN}\n[store]\n{url}")), ["store"]);
+    assert_eq!(faults(&format!("{TOKEN}\n[store]\nbackend = \"oracle\"\n")), ["store.backend"]);
+    assert_eq!(faults(&format!("{TOKEN}\n[store]\nbackend = \"postgres\"\n")), ["store.url"]);
+    let long = TOKEN.replace("issuer-1", &"i".repeat(57));
+    assert_eq!(faults(&format!("{long}\n[store]\nbackend = \"postgres\"\n{url}")), ["issuer_id"]);
+    let two = "password_file = \"/a\"\npassword_credential = \"b\"\n";
+    assert_eq!(faults(&format!("{TOKEN}\n[store]\nbackend = \"postgres\"\n{url}{two}")), ["store"]);
+}
+
 #[test]
 fn unknown_keys_are_faults() {
     let error = Config::parse(Path::new("t.toml"), &format!("{GOOD}\nbackendd = 1\n")).unwrap_err();

@@ -118,6 +118,7 @@ async fn by_tpm(
     csr.check_san(&spiffe_id(issuer, host))?;
     // From here to the end one at a time for each host, on what is known of it now.
     let turn = issuer.host_turn(host).await;
+    let stands = Write::Stands { host_id: host.clone(), epoch: issuer.stands(host) };
     let trust = match issuer.allowed(&trust.ek_sha256) == trust.listed {
         true => trust,
         // An operator has spoken in the meantime.
@@ -159,7 +160,7 @@ async fn by_tpm(
         leaf,
         reset: quote.change.reset,
     };
-    release(issuer, turn, enrolled, Vec::new(), now).await
+    release(issuer, turn, enrolled, vec![stands], now).await
 }
 
 async fn by_join_token(

@@ -38,6 +38,7 @@ pub async fn allow(
 ) -> Result<(), StoreError> {
     let now = issuer.now();
     let turn = issuer.host_turn(&host_id).await;
+    let stands = issuer.stands(&host_id);
     let reason = if hardware { "ek-allowed-as-hardware" } else { "ek-allowed" };
     let entry = Record {
         ek_sha256: Some(hex::encode(ek_digest)),
@@ -50,6 +51,7 @@ pub async fn allow(
     let epoch = issuer.next_epoch();
     if let Some(state) = &state {
         let standing = state.stored.to_json();
+        writes.insert(0, Write::Stands { host_id: host_id.clone(), epoch: stands });
         writes.push(Write::Standing { host_id: host_id.clone(), standing, ordered: true, epoch });
         writes.extend(standing::end_above(issuer, &state.standing, now));
     }

@@ -78,6 +78,7 @@ async fn run(
     };
     // From here to the end one at a time for each host, on what is known of it now.
     let turn = issuer.host_turn(host).await;
+    let stands = issuer.stands(host);
     let state = issuer.host(host).ok_or_else(|| protocol("this host is not enrolled here"))?;
     let (Some(ak), Some(tpm)) = (&state.ak, &state.stored.tpm) else {
         return Err(protocol("this host has no TPM to quote with"));
@@ -121,6 +122,7 @@ async fn run(
     .entry(now, Kind::HostQuote, "accepted", None);
     let epoch = issuer.next_epoch();
     let mut writes = vec![
+        Write::Stands { host_id: host.clone(), epoch: stands },
         Write::Standing { host_id: host.clone(), standing: next.stored.to_json(), ordered: false, epoch },
         Write::Record(entry),
     ];

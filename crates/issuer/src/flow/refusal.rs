@@ -90,6 +90,7 @@ impl AttestRefusal {
             AttestRefusal::Conflict(Conflict::Removed { .. } | Conflict::NotEnrolled { .. }) => {
                 "host-removed"
             }
+            AttestRefusal::Conflict(Conflict::Overtaken) => "overtaken",
             AttestRefusal::Conflict(Conflict::Simulated { .. }) => "ek-simulated",
             // Which of unknown, spent, expired it is stays with the issuer: a guesser learns nothing.
             AttestRefusal::Conflict(Conflict::JoinToken(_)) => "join-token",

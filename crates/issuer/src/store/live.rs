@@ -84,28 +84,18 @@ impl Live {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many instances hold a valid credential at `now`.
-    pub fn count(&self, now: i64) -> usize {
-        self.lock().instances.values().filter(|i| i.is_live(now)).count()
-    }
-
-    /// How many of each agent do.
-    pub fn by_agent(&self, now: i64) -> HashMap<AgentName, u64> {
-        let mut counts = HashMap::new();
-        for instance in self.lock().instances.values().filter(|i| i.is_live(now)) {
-            *counts.entry(instance.agent.clone()).or_insert(0) += 1;
-        }
-        counts
-    }
-}
-
-impl LiveInstance {
-    fn is_live(&self, now: i64) -> bool {
-        !self.ended && self.not_after > now
+    /// Where a host stands. A decision upon its standing reads this first, and the standing after it.
+    pub fn epoch(&self, host: &HostId) -> u64 {
+        self.lock().epochs.get(host).copied().unwrap_or_default()
     }
 }
 
 impl Picture {
+    /// Whether it was seen here.
+    pub(super) fn knows(&self, id: InstanceId) -> bool {
+        self.instances.contains_key(&id)
+    }
+
     /// Takes in a credential that the store holds, in the order they were issued.
     pub(super) fn load(&mut self, id: InstanceId, agent: AgentName, host: HostId, tier: Tier, until: i64) {
         let held = self.instances.entry(id).or_insert(LiveInstance {
@@ -184,6 +174,11 @@ impl Picture {
             Some(revision) => self.registrations.insert(agent, revision),
             None => self.registrations.remove(&agent),
         };
+    }
+
+    /// These registrations are in force, at these revisions, and no others.
+    pub(super) fn register_all(&mut self, all: Vec<(AgentName, u64)>) {
+        self.registrations = all.into_iter().collect();
     }
 
     /// What is known of a host has changed. Returns where it stood.

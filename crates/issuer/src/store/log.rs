@@ -10,11 +10,9 @@ use hallmark_core::log::{
     Checkpoint, FullTile, Hash, LogKey, LogKeyError, LogVerifier, MAX_ENTRY, ProofError, TILE_WIDTH, TileId,
     Tiles, Tree, inclusion_tiles, leaf_hash, open_checkpoint, prove_inclusion, sign_checkpoint,
 };
-use sqlx::sqlite::SqlitePool;
-use sqlx::{Connection, Row, SqliteConnection};
 use tokio::sync::oneshot;
 
-use super::transaction::{BEGIN, discard};
+use super::db::{On, Pool, Session, query};
 use super::{StoreError, signed};
 use crate::record::Entry;
 
@@ -27,6 +25,11 @@ const SIGNING: Duration = Duration::from_secs(30);
 const HEALTH: &[u8] = b"hallmark health check";
 /// Entries read at once when a tree is made from records.
 const READ: u64 = 8192;
+/// From records to what they are found by.
+const FILL_SERIALS: &str = "INSERT INTO serials (serial, number) SELECT serial, number FROM records
+     WHERE number > $1 AND number <= $2 AND serial IS NOT NULL ORDER BY serial ON CONFLICT DO NOTHING";
+const FILL_CERTIFICATES: &str = "INSERT INTO certificates (sha256, number) SELECT certificate, number FROM records
+     WHERE number > $1 AND number <= $2 AND certificate IS NOT NULL ORDER BY certificate ON CONFLICT DO NOTHING";
 
 /// The log's name and key.
 #[derive(Clone, Debug)]
@@ -62,6 +65,14 @@ pub enum LogError {
     #[error("the store's records do not lead to its own checkpoint of {size} records: they were changed")]
     Changed {
         /// Records under the checkpoint.
+        size: u64,
+    },
+    /// The newest checkpoint is not the one that was signed last.
+    #[error(
+        "the store no longer holds the checkpoint of {size} records that was signed last: it was put back or changed beneath this issuer"
+    )]
+    Replaced {
+        /// Records under the checkpoint signed last.
         size: u64,
     },
     /// The checkpoint is not this log's.
@@ -157,26 +168,26 @@ pub(super) struct Grown(Tree, u64);
 impl Log {
     /// Reads the tree's edge, holds it against the checkpoint, and takes in records that no checkpoint covers
     /// yet: those of a store made before it had a log.
-    pub(super) async fn load(db: &SqlitePool, signer: LogSigner) -> Result<Self, StoreError> {
-        let mut connection = db.acquire().await?;
-        let found: i64 = sqlx::query_scalar("SELECT coalesce(max(number), 0) FROM records")
-            .fetch_one(&mut *connection)
-            .await?;
-        let found = found.unsigned_abs();
-        let stored = checkpoint(&mut connection).await?;
+    pub(super) async fn load(db: &Pool, signer: LogSigner) -> Result<Self, StoreError> {
+        let mut session = db.acquire().await?;
+        let mut on = session.on();
+        let newest: Option<i64> =
+            query("SELECT number FROM records ORDER BY number DESC LIMIT 1").fetch_scalar(&mut on).await?;
+        let found = newest.unwrap_or_default().unsigned_abs();
+        let stored = checkpoint(&mut on).await?;
         let signed = stored.as_ref().map_or(0, |(checkpoint, _)| checkpoint.size);
         if signed > found {
             return Err(LogError::Missing { signed, found }.into());
         }
-        let indexed = indexed(&mut connection).await?;
-        let mut log = Self { tree: edge(&mut connection, signed).await?, signer, indexed };
+        let indexed = indexed(&mut on).await?;
+        let mut log = Self { tree: edge(&mut on, signed).await?, signer, indexed };
         if let Some((checkpoint, note)) = &stored {
             if log.tree.root() != checkpoint.root {
                 return Err(LogError::Changed { size: signed }.into());
             }
             log.recognise(checkpoint, note)?;
         }
-        drop(connection);
+        drop(session);
         log.catch_up(db, found).await?;
         Ok(log)
     }
@@ -193,27 +204,42 @@ impl Log {
         }
     }
 
-    async fn catch_up(&mut self, db: &SqlitePool, found: u64) -> Result<(), StoreError> {
+    /// A log that was read anew must go on from what this one knows to be durable.
+    pub(super) fn is_continued_by(&self, anew: &Log) -> Result<(), LogError> {
+        let (signed, found) = (self.tree.size(), anew.tree.size());
+        if found < signed {
+            return Err(LogError::Missing { signed, found });
+        }
+        if found == signed && anew.tree.root() != self.tree.root() {
+            return Err(LogError::Changed { size: signed });
+        }
+        Ok(())
+    }
+
+    async fn catch_up(&mut self, db: &Pool, found: u64) -> Result<(), StoreError> {
         while self.tree.size() < found {
-            let mut connection = db.acquire().await?;
-            let taken = self.take_in(&mut connection, (self.tree.size() + READ).min(found)).await;
-            if taken.is_err() {
-                discard(connection).await;
+            let mut session = db.acquire().await?;
+            let to = (self.tree.size() + READ).min(found);
+            match self.take_in(&mut session, to).await {
+                Ok(grown) => self.become_grown(grown),
+                Err(error) => {
+                    session.discard().await;
+                    return Err(error);
+                }
             }
-            self.become_grown(taken?);
         }
         Ok(())
     }
 
     /// Appends the records there are, up to number `to`.
-    async fn take_in(&self, connection: &mut SqliteConnection, to: u64) -> Result<Grown, StoreError> {
-        let mut tx = connection.begin_with(BEGIN).await?;
+    async fn take_in(&self, session: &mut Session, to: u64) -> Result<Grown, StoreError> {
+        let mut tx = session.begin().await?;
         let from = self.tree.size();
-        let bodies = bodies(&mut tx, from, to).await?;
+        let bodies = bodies(&mut tx.on(), from, to).await?;
         if bodies.len() as u64 != to - from {
             return Err(LogError::Missing { signed: to, found: from + bodies.len() as u64 }.into());
         }
-        let grown = self.append(&mut tx, bodies.iter().map(String::as_str)).await?;
+        let grown = self.append(&mut tx.on(), bodies.iter().map(String::as_str)).await?;
         tx.commit().await?;
         Ok(grown)
     }
@@ -221,7 +247,7 @@ impl Log {
     /// Appends these entries in a transaction; nothing is changed here until it is durable.
     pub(super) async fn append(
         &self,
-        tx: &mut SqliteConnection,
+        tx: &mut On<'_>,
         entries: impl Iterator<Item = &str>,
     ) -> Result<Grown, StoreError> {
         let (mut tree, mut full) = (self.tree.clone(), Vec::new());
@@ -231,39 +257,43 @@ impl Log {
         let checkpoint = Checkpoint { size: tree.size(), root: tree.root() };
         let note = self.signer.sign(checkpoint).await?;
         for FullTile { id, hashes, root } in full {
-            sqlx::query("INSERT INTO log_tiles (level, number, root, hashes) VALUES ($1, $2, $3, $4)")
+            query("INSERT INTO log_tiles (level, number, root, hashes) VALUES ($1, $2, $3, $4)")
                 .bind(i64::from(id.level))
                 .bind(signed(id.number))
                 .bind(root.0.as_slice())
                 .bind(hashes)
-                .execute(&mut *tx)
+                .execute(tx)
                 .await?;
         }
         let indexed = if checkpoint.size - self.indexed < UNINDEXED {
             self.indexed
         } else {
-            sqlx::query(
-                "INSERT INTO serials (serial, number) SELECT serial, number FROM records
-                 WHERE number > $1 AND number <= $2 AND serial IS NOT NULL ORDER BY serial
-                 ON CONFLICT DO NOTHING",
-            )
-            .bind(signed(self.indexed))
-            .bind(signed(checkpoint.size))
-            .execute(&mut *tx)
-            .await?;
+            for fill in [FILL_SERIALS, FILL_CERTIFICATES] {
+                query(fill).bind(signed(self.indexed)).bind(signed(checkpoint.size)).execute(tx).await?;
+            }
             checkpoint.size
         };
-        sqlx::query(
-            "INSERT INTO log_checkpoint (one, size, root, note, indexed) VALUES (1, $1, $2, $3, $4)
-             ON CONFLICT (one) DO UPDATE SET size = excluded.size, root = excluded.root, note = excluded.note,
-             indexed = excluded.indexed",
-        )
-        .bind(signed(checkpoint.size))
-        .bind(checkpoint.root.0.as_slice())
-        .bind(note)
-        .bind(signed(indexed))
-        .execute(tx)
-        .await?;
+        // The first one is made; each later one takes the place of the one that this issuer signed last, and of no
+        // other.
+        let sql = match self.tree.size() {
+            0 => "INSERT INTO log_checkpoint (one, size, root, note, indexed) VALUES (1, $1, $2, $3, $4)",
+            _ => {
+                "UPDATE log_checkpoint SET size = $1, root = $2, note = $3, indexed = $4
+                 WHERE size = $5 AND root = $6"
+            }
+        };
+        let mut keep = query(sql)
+            .bind(signed(checkpoint.size))
+            .bind(checkpoint.root.0.as_slice())
+            .bind(note)
+            .bind(signed(indexed));
+        let root = self.tree.root();
+        if self.tree.size() > 0 {
+            keep = keep.bind(signed(self.tree.size())).bind(root.0.as_slice());
+        }
+        if keep.execute(tx).await? != 1 {
+            return Err(LogError::Replaced { size: self.tree.size() }.into());
+        }
         Ok(Grown(tree, indexed))
     }
 
@@ -294,18 +324,18 @@ pub(super) fn leaves(entries: &[(u64, Entry)]) -> impl Iterator<Item = &str> {
 }
 
 /// The newest checkpoint, and as it is signed.
-pub(super) async fn newest(db: &SqlitePool) -> Result<Option<(Checkpoint, Vec<u8>)>, StoreError> {
-    checkpoint(&mut *db.acquire().await?).await
+pub(super) async fn newest(db: &Pool) -> Result<Option<(Checkpoint, Vec<u8>)>, StoreError> {
+    checkpoint(&mut db.acquire().await?.on()).await
 }
 
 /// A tile as it is served by a log of `size` entries.
-pub(super) async fn served_tile(db: &SqlitePool, id: TileId, size: u64) -> Result<Vec<u8>, StoreError> {
-    tile(&mut *db.acquire().await?, id, size).await
+pub(super) async fn served_tile(db: &Pool, id: TileId, size: u64) -> Result<Vec<u8>, StoreError> {
+    tile(&mut db.acquire().await?.on(), id, size).await
 }
 
 /// Entries from index `from` to before `to`.
-pub(super) async fn entries(db: &SqlitePool, from: u64, to: u64) -> Result<Vec<String>, StoreError> {
-    bodies(&mut *db.acquire().await?, from, to).await
+pub(super) async fn entries(db: &Pool, from: u64, to: u64) -> Result<Vec<String>, StoreError> {
+    bodies(&mut db.acquire().await?.on(), from, to).await
 }
 
 /// A record, and the proof that the log has it.
@@ -321,27 +351,44 @@ pub struct Proven {
     pub checkpoint: Vec<u8>,
 }
 
-/// Proves that the log has the record with this serial; none if there is no such record.
-pub(super) async fn prove(db: &SqlitePool, serial: &[u8]) -> Result<Option<Proven>, StoreError> {
+/// What a record is found by.
+#[derive(Debug, Clone, Copy)]
+pub enum FoundBy<'a> {
+    /// The certificate's serial.
+    Serial(&'a [u8]),
+    /// SHA-256 of the certificate.
+    Certificate(&'a [u8; 32]),
+}
+
+/// Proves that the log has this record; none if there is no such record.
+pub(super) async fn prove(db: &Pool, by: FoundBy<'_>) -> Result<Option<Proven>, StoreError> {
     // One transaction: records and checkpoint are of the same moment.
-    let mut tx = db.begin().await?;
-    let indexed = indexed(&mut tx).await?;
-    let row = sqlx::query(
-        "SELECT number, body FROM records WHERE number =
-         coalesce((SELECT number FROM serials WHERE serial = $1),
-                  (SELECT number FROM records WHERE number > $2 AND serial = $1))",
-    )
-    .bind(serial)
-    .bind(signed(indexed))
-    .fetch_optional(&mut *tx)
-    .await?;
-    let (Some(row), Some((checkpoint, note))) = (row, checkpoint(&mut tx).await?) else { return Ok(None) };
-    let index = row.try_get::<i64, _>("number")?.unsigned_abs().saturating_sub(1);
-    let body: String = row.try_get("body")?;
+    let mut tx = db.begin_reading().await?;
+    let mut tx = tx.on();
+    let tx = &mut tx;
+    let indexed = indexed(tx).await?;
+    let (sql, key): (_, &[u8]) = match by {
+        FoundBy::Serial(serial) => (
+            "SELECT number, body FROM records WHERE number =
+             coalesce((SELECT number FROM serials WHERE serial = $1),
+                      (SELECT number FROM records WHERE number > $2 AND serial = $1))",
+            serial,
+        ),
+        FoundBy::Certificate(sha256) => (
+            "SELECT number, body FROM records WHERE number =
+             coalesce((SELECT number FROM certificates WHERE sha256 = $1),
+                      (SELECT number FROM records WHERE number > $2 AND certificate = $1))",
+            sha256,
+        ),
+    };
+    let row = query(sql).bind(key).bind(signed(indexed)).fetch_optional(tx).await?;
+    let (Some(row), Some((checkpoint, note))) = (row, checkpoint(tx).await?) else { return Ok(None) };
+    let index = row.get::<i64>("number")?.unsigned_abs().saturating_sub(1);
+    let body: String = row.get("body")?;
     let mut tiles = Tiles::new();
     let wanted = inclusion_tiles(checkpoint.size, index).map_err(broken)?;
     for id in wanted {
-        tiles.insert(id, tile(&mut tx, id, checkpoint.size).await?);
+        tiles.insert(id, tile(tx, id, checkpoint.size).await?);
     }
     let proof = prove_inclusion(&checkpoint, index, leaf_hash(body.as_bytes()), &tiles).map_err(broken)?;
     Ok(Some(Proven { index, body, proof, checkpoint: note }))
@@ -351,26 +398,25 @@ fn broken(error: ProofError) -> StoreError {
     StoreError::Unreadable { table: "log_tiles", problem: error.to_string() }
 }
 
-async fn checkpoint(db: &mut SqliteConnection) -> Result<Option<(Checkpoint, Vec<u8>)>, StoreError> {
-    let row = sqlx::query("SELECT size, root, note FROM log_checkpoint").fetch_optional(db).await?;
+async fn checkpoint(db: &mut On<'_>) -> Result<Option<(Checkpoint, Vec<u8>)>, StoreError> {
+    let row = query("SELECT size, root, note FROM log_checkpoint").fetch_optional(db).await?;
     row.map(|row| {
-        let root: Vec<u8> = row.try_get("root")?;
+        let root: Vec<u8> = row.get("root")?;
         let unreadable = || StoreError::Unreadable { table: "log_checkpoint", problem: "root".to_owned() };
         let root = Hash(root.try_into().map_err(|_| unreadable())?);
-        let size = row.try_get::<i64, _>("size")?.unsigned_abs();
-        Ok((Checkpoint { size, root }, row.try_get("note")?))
+        let size = row.get::<i64>("size")?.unsigned_abs();
+        Ok((Checkpoint { size, root }, row.get("note")?))
     })
     .transpose()
 }
 
-async fn indexed(db: &mut SqliteConnection) -> Result<u64, StoreError> {
-    let indexed: Option<i64> =
-        sqlx::query_scalar("SELECT indexed FROM log_checkpoint").fetch_optional(db).await?;
+async fn indexed(db: &mut On<'_>) -> Result<u64, StoreError> {
+    let indexed: Option<i64> = query("SELECT indexed FROM log_checkpoint").fetch_scalar(db).await?;
     Ok(indexed.unwrap_or_default().unsigned_abs())
 }
 
 /// The growing edge of a tree of `size` entries.
-async fn edge(db: &mut SqliteConnection, size: u64) -> Result<Tree, StoreError> {
+async fn edge(db: &mut On<'_>, size: u64) -> Result<Tree, StoreError> {
     let mut edge = Tiles::new();
     for id in Tree::edge_of(size) {
         edge.insert(id, tile(db, id, size).await?);
@@ -380,15 +426,14 @@ async fn edge(db: &mut SqliteConnection, size: u64) -> Result<Tree, StoreError> 
 }
 
 /// A tile as it is in a tree of `size` entries.
-async fn tile(db: &mut SqliteConnection, id: TileId, size: u64) -> Result<Vec<u8>, StoreError> {
+async fn tile(db: &mut On<'_>, id: TileId, size: u64) -> Result<Vec<u8>, StoreError> {
     let width = id.width_in(size);
     if width == TILE_WIDTH {
-        let row: Option<Vec<u8>> =
-            sqlx::query_scalar("SELECT hashes FROM log_tiles WHERE level = $1 AND number = $2")
-                .bind(i64::from(id.level))
-                .bind(signed(id.number))
-                .fetch_optional(db)
-                .await?;
+        let row: Option<Vec<u8>> = query("SELECT hashes FROM log_tiles WHERE level = $1 AND number = $2")
+            .bind(i64::from(id.level))
+            .bind(signed(id.number))
+            .fetch_scalar(db)
+            .await?;
         return Ok(row.unwrap_or_default());
     }
     let from = id.number * u64::from(TILE_WIDTH);
@@ -399,13 +444,13 @@ async fn tile(db: &mut SqliteConnection, id: TileId, size: u64) -> Result<Vec<u8
             Ok(bodies.iter().flat_map(|body| leaf_hash(body.as_bytes()).0).collect())
         }
         Some(below) => {
-            let rows: Vec<Vec<u8>> = sqlx::query_scalar(
+            let rows: Vec<Vec<u8>> = query(
                 "SELECT root FROM log_tiles WHERE level = $1 AND number >= $2 AND number < $3 ORDER BY number",
             )
             .bind(i64::from(below))
             .bind(signed(from))
             .bind(signed(to))
-            .fetch_all(db)
+            .fetch_scalars(db)
             .await?;
             Ok(rows.concat())
         }
@@ -413,7 +458,7 @@ async fn tile(db: &mut SqliteConnection, id: TileId, size: u64) -> Result<Vec<u8
 }
 
 /// Entries from index `from` to before `to`.
-async fn bodies(db: &mut SqliteConnection, from: u64, to: u64) -> Result<Vec<String>, StoreError> {
-    let query = "SELECT body FROM records WHERE number > $1 AND number <= $2 ORDER BY number";
-    Ok(sqlx::query_scalar(query).bind(signed(from)).bind(signed(to)).fetch_all(db).await?)
+async fn bodies(db: &mut On<'_>, from: u64, to: u64) -> Result<Vec<String>, StoreError> {
+    let sql = "SELECT body FROM records WHERE number > $1 AND number <= $2 ORDER BY number";
+    Ok(query(sql).bind(signed(from)).bind(signed(to)).fetch_scalars(db).await?)
 }

@@ -1,40 +1,45 @@
 //! What an issuer must not forget, behind a narrow interface.
 //!
-//! Reads go to a small pool; every write goes through one writer task that gathers all requests in
-//! flight into one transaction (`writer`). A write's future resolves only after its commit is on disk
-//! (WAL, `synchronous=FULL`): that is what makes a [`Recorded`] worth its name.
+//! Two databases can keep it: SQLite, one issuer's own file, or PostgreSQL, shared by several issuers (`db`,
+//! `schema`, `shared`). Reads go to a small pool; every write goes through one writer task that gathers all requests
+//! in flight into one transaction (`writer`). A write's future resolves only after its commit is on disk (SQLite: WAL,
+//! `synchronous=FULL`; PostgreSQL: `synchronous_commit=on`): that is what makes a [`Recorded`] worth its name.
 
 mod change;
+mod db;
 mod live;
 mod log;
+mod open;
 mod rows;
-mod transaction;
+mod schema;
+mod shared;
 mod write;
 mod writer;
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
-use std::str::FromStr;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::fs::File;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use hallmark_core::id::{AgentName, HostId};
+use hallmark_core::id::{AgentName, HostId, IssuerId};
 use hallmark_core::log::{Checkpoint, LogVerifier, TileId};
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
-};
+use sqlx::postgres::PgListener;
 use tokio::sync::{mpsc, oneshot};
 
+use db::{Pool, query};
 pub use live::{Live, Stale};
-pub use log::{LogError, LogSigner, Proven};
+pub use log::{FoundBy, LogError, LogSigner, Proven};
+pub use open::Location;
 pub use rows::{
     AllowedEk, Authority, AuthorityKind, HostRow, InstanceRow, RecordRow, RegistrationRow, Revocation,
     TrustDomainRow,
 };
+pub use shared::Heard;
+use shared::{Ear, Observer};
 use write::{After, Request};
 pub use write::{Ended, Ending, Issue, JoinTokenSpend, Recorded, Stays, Who, Write, WriteOutcome};
-use writer::Writer;
+use writer::{Parts, Writer};
 
 use crate::record::Entry;
 
@@ -50,6 +55,14 @@ pub enum StoreError {
         /// The lock's file.
         path: std::path::PathBuf,
     },
+    /// Somebody else writes as this issuer.
+    #[error(
+        "store: another hallmark-issuer with issuer_id {issuer:?} writes to this database: each issuer has an id of its own"
+    )]
+    IssuerInUse {
+        /// The id.
+        issuer: String,
+    },
     /// The lock's file cannot be made.
     #[error("store: {}: {problem}", path.display())]
     Lock {
@@ -58,6 +71,19 @@ pub enum StoreError {
         /// Why.
         problem: std::io::Error,
     },
+    /// The server may forget what it has confirmed.
+    #[error(
+        "store: the PostgreSQL server has {setting} = {is}: it may lose what it confirmed. Set it to on, and restart the server"
+    )]
+    NotDurable {
+        /// Its setting.
+        setting: &'static str,
+        /// What it is set to.
+        is: String,
+    },
+    /// A commit was given up; whether it came to be is not known.
+    #[error("store: the database does not answer")]
+    Deadline,
     /// The schema could not be brought up to date.
     #[error("store: schema: {0}")]
     Migration(#[from] sqlx::migrate::MigrateError),
@@ -118,6 +144,9 @@ pub enum Conflict {
         /// The host.
         host_id: String,
     },
+    /// Somebody else changed in the meantime what was decided upon.
+    #[error("it was changed through another issuer in the meantime: try again")]
+    Overtaken,
     /// No such host is enrolled, or it is disabled.
     #[error("host {host_id} is not enrolled here, or is disabled")]
     NotEnrolled {
@@ -135,25 +164,33 @@ pub enum Conflict {
 /// A store that is open and not written yet: who writes needs the log's key.
 #[derive(Debug)]
 pub struct Opened {
-    lock: File,
-    writer: SqlitePool,
-    reads: SqlitePool,
+    issuer: IssuerId,
+    lock: Option<File>,
+    writer: Pool,
+    reads: Pool,
 }
 
 /// The issuer's state.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Store {
-    reads: SqlitePool,
+    reads: Pool,
     signer: LogSigner,
     live: Arc<Live>,
+    epochs: Arc<AtomicU64>,
+    observer: Arc<OnceLock<Observer>>,
     writes: mpsc::Sender<Request>,
 }
 
-/// How often, and how long between, the lock is tried.
-const LOCK_TRIES: usize = 20;
-const LOCK_WAIT: Duration = Duration::from_millis(50);
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("reads", &self.reads).finish_non_exhaustive()
+    }
+}
+
 /// How many write requests may wait before callers are held back.
 const WRITE_QUEUE: usize = 1024;
+/// How often other issuers' changes are asked for, should nobody be woken by them.
+const POLL: Duration = Duration::from_secs(1);
 
 impl Opened {
     /// The trust domain, if `init` has made one here.
@@ -161,7 +198,7 @@ impl Opened {
     /// # Errors
     /// The store cannot be read.
     pub async fn trust_domain(&self) -> Result<Option<TrustDomainRow>, StoreError> {
-        rows::trust_domain(&self.reads).await
+        rows::trust_domain(&mut self.reads.acquire().await?.on()).await
     }
 
     /// Whether anything was ever signed here as this log's.
@@ -169,9 +206,10 @@ impl Opened {
     /// # Errors
     /// The store cannot be read.
     pub async fn has_checkpoint(&self) -> Result<bool, StoreError> {
-        let count: i64 =
-            sqlx::query_scalar("SELECT count(*) FROM log_checkpoint").fetch_one(&self.reads).await?;
-        Ok(count > 0)
+        let mut session = self.reads.acquire().await?;
+        let size: Option<i64> =
+            query("SELECT size FROM log_checkpoint").fetch_scalar(&mut session.on()).await?;
+        Ok(size.is_some())
     }
 
     /// Begins to write, and to log what is written, once the records are held against the log's checkpoint.
@@ -180,43 +218,99 @@ impl Opened {
     /// The store cannot be read, or its records are not those that were signed for.
     pub async fn write_with(self, signer: LogSigner) -> Result<Store, StoreError> {
         let (writes, queue) = mpsc::channel(WRITE_QUEUE);
-        let (live, kept) = (Arc::new(Live::default()), signer.clone());
-        tokio::spawn(Writer::new(self.writer, self.lock, live.clone(), signer).await?.run(queue));
-        Ok(Store { reads: self.reads, signer: kept, live, writes })
+        let store = Store {
+            reads: self.reads,
+            signer: signer.clone(),
+            live: Arc::default(),
+            // 0 is where a host stands at the start.
+            epochs: Arc::new(AtomicU64::new(1)),
+            observer: Arc::default(),
+            writes,
+        };
+        let ear = Ear::new(store.epochs.clone(), store.observer.clone());
+        let parts = Parts {
+            issuer: self.issuer.clone(),
+            db: self.writer,
+            lock: self.lock,
+            live: store.live.clone(),
+            ear,
+        };
+        tokio::spawn(Writer::new(parts, signer).await?.run(queue));
+        if let Pool::Postgres(_) = store.reads {
+            tokio::spawn(listen(store.reads.clone(), self.issuer, store.writes.downgrade()));
+        }
+        Ok(store)
     }
 }
 
+/// Has the writer look at what other issuers have changed: when they say so, and now and then.
+async fn listen(reads: Pool, me: IssuerId, writes: mpsc::WeakSender<Request>) {
+    let Pool::Postgres(pool) = reads else { return };
+    let mut listener = None;
+    loop {
+        if listener.is_none() {
+            listener = match PgListener::connect_with(&pool).await {
+                Ok(mut new) => new.listen(shared::CHANNEL).await.is_ok().then_some(new),
+                Err(error) => {
+                    tracing::debug!(%error, "store: other issuers are asked, for now, and do not call");
+                    None
+                }
+            };
+        }
+        match &mut listener {
+            Some(listening) => match tokio::time::timeout(POLL, listening.recv()).await {
+                Ok(Ok(call)) if call.payload() == me.as_str() => continue,
+                Ok(Ok(_)) | Err(_) => {}
+                Ok(Err(_)) => listener = None,
+            },
+            None => tokio::time::sleep(POLL).await,
+        }
+        if !look(&writes).await {
+            return;
+        }
+    }
+}
+
+/// A commit of nothing looks. False: nobody writes any more.
+async fn look(writes: &mpsc::WeakSender<Request>) -> bool {
+    let Some(writes) = writes.upgrade() else { return false };
+    let (reply, answer) = oneshot::channel();
+    let look = Request { writes: Vec::new(), after: None, reply };
+    if writes.send(look).await.is_err() {
+        return false;
+    }
+    drop(writes);
+    // A commit that fails has said so.
+    let _ = answer.await;
+    true
+}
+
 impl Store {
-    /// Opens the database file, making it when absent, and brings its schema up to date.
+    /// Opens the database, making it when absent, and brings its schema up to date.
     ///
     /// # Errors
-    /// The file cannot be opened, or its schema is newer than this program.
-    pub async fn open(path: &Path) -> Result<Opened, StoreError> {
-        let lock = lock(&path.with_extension("lock")).await?;
-        let options = SqliteConnectOptions::from_str("sqlite://")?
-            .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(Duration::from_secs(10))
-            .pragma("cache_size", "-2048")
-            .pragma("wal_autocheckpoint", "4000");
-        let writer = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
-        sqlx::migrate!().run(&writer).await?;
-        let reads = SqlitePoolOptions::new()
-            .max_connections(2)
-            .connect_with(options.read_only(true).create_if_missing(false))
-            .await?;
-        Ok(Opened { lock, writer, reads })
+    /// It cannot be opened, its schema is newer than this program, or somebody else writes to it as this issuer.
+    pub async fn open(location: &Location, issuer: &IssuerId) -> Result<Opened, StoreError> {
+        open::open(location, issuer).await
     }
 
-    /// Proves that the log has the record of the certificate with this serial; none if there is no such record.
+    /// Has `observer` take in what other issuers change, from here on; called once.
+    pub fn observe(&self, observer: impl Fn(&Heard) + Send + Sync + 'static) {
+        // A second observer would be a second issuer in one process.
+        let _ = self.observer.set(Box::new(observer));
+    }
+
+    /// A number that no host's standing has had in this process.
+    pub fn next_epoch(&self) -> u64 {
+        self.epochs.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Proves that the log has this record; none if there is no such record.
     ///
     /// # Errors
     /// The store cannot be read, or what it holds does not lead to its own checkpoint.
-    pub async fn prove(&self, serial: &[u8]) -> Result<Option<Proven>, StoreError> {
-        log::prove(&self.reads, serial).await
+    pub async fn prove(&self, by: FoundBy<'_>) -> Result<Option<Proven>, StoreError> {
+        log::prove(&self.reads, by).await
     }
 
     /// The log's newest checkpoint, and as it is signed; none before the first record.
@@ -298,27 +392,27 @@ impl Store {
 
     /// The trust domain, if `init` has made one here.
     pub async fn trust_domain(&self) -> Result<Option<TrustDomainRow>, StoreError> {
-        rows::trust_domain(&self.reads).await
+        rows::trust_domain(&mut self.reads.acquire().await?.on()).await
     }
 
     /// All CA certificates, roots first.
     pub async fn authorities(&self) -> Result<Vec<Authority>, StoreError> {
-        rows::authorities(&self.reads).await
+        rows::authorities(&mut self.reads.acquire().await?.on()).await
     }
 
     /// All enrolled hosts.
     pub async fn hosts(&self) -> Result<Vec<HostRow>, StoreError> {
-        rows::hosts(&self.reads).await
+        rows::hosts(&mut self.reads.acquire().await?.on()).await
     }
 
     /// Hosts that were removed, and when last.
     pub async fn removals(&self) -> Result<Vec<(HostId, i64)>, StoreError> {
-        rows::removals(&self.reads).await
+        rows::removals(&mut self.reads.acquire().await?.on()).await
     }
 
     /// Whether an EK was ever shown to be a software TPM's.
     pub async fn ek_was_simulated(&self, ek_digest: &[u8; 32]) -> Result<bool, StoreError> {
-        rows::ek_was_simulated(&self.reads, ek_digest).await
+        rows::ek_was_simulated(&mut self.reads.acquire().await?.on(), ek_digest).await
     }
 
     /// Whether a join token would be accepted from this host at `now`. Only spending it takes it.
@@ -326,31 +420,40 @@ impl Store {
     /// # Errors
     /// It would buy nothing, or the store cannot be read.
     pub async fn check_join_token(&self, hash: &[u8; 32], host: &HostId, now: i64) -> Result<(), StoreError> {
-        rows::join_token(&self.reads, hash, host, now)
+        rows::join_token(&mut self.reads.acquire().await?.on(), hash, host, now)
             .await?
             .map_err(|why| StoreError::Conflict(Conflict::JoinToken(why)))
     }
 
     /// The allow-list.
     pub async fn allowed_eks(&self) -> Result<Vec<AllowedEk>, StoreError> {
-        rows::allowed_eks(&self.reads).await
+        rows::allowed_eks(&mut self.reads.acquire().await?.on()).await
     }
 
     /// All registrations, by name.
     pub async fn registrations(&self) -> Result<Vec<RegistrationRow>, StoreError> {
-        rows::registrations(&self.reads).await
+        rows::registrations(&mut self.reads.acquire().await?.on()).await
     }
 
     /// The registration set's revision.
     pub async fn registrations_revision(&self) -> Result<u64, StoreError> {
-        let revision: i64 =
-            sqlx::query_scalar("SELECT revision FROM registration_set").fetch_one(&self.reads).await?;
-        Ok(revision.unsigned_abs())
+        rows::registrations_revision(&mut self.reads.acquire().await?.on()).await
+    }
+
+    /// How many instances of each agent hold a valid credential at `now`.
+    pub async fn live_by_agent(&self, now: i64) -> Result<HashMap<String, u64>, StoreError> {
+        let mut session = self.reads.acquire().await?;
+        Ok(rows::live_by_agent(&mut session.on(), now).await?.into_iter().collect())
+    }
+
+    /// How many instances hold a valid credential at `now`.
+    pub async fn live_count(&self, now: i64) -> Result<u64, StoreError> {
+        Ok(self.live_by_agent(now).await?.values().sum())
     }
 
     /// Instances of one agent, newest first, at most `limit`.
     pub async fn instances(&self, agent: &AgentName, limit: usize) -> Result<Vec<InstanceRow>, StoreError> {
-        rows::instances(&self.reads, agent, limit).await
+        rows::instances(&mut self.reads.acquire().await?.on(), agent, limit).await
     }
 
     /// Records after number `after`, oldest first, at most `limit`; with 0 the latest ones.
@@ -361,41 +464,25 @@ impl Store {
         agent: Option<&str>,
         host: Option<&str>,
     ) -> Result<Vec<RecordRow>, StoreError> {
-        rows::records(&self.reads, after, limit, agent, host).await
+        rows::records(&mut self.reads.acquire().await?.on(), after, limit, agent, host).await
     }
 
     /// Revocations of certificates that are still within their validity at `now`.
     pub async fn revocations(&self, now: i64) -> Result<Vec<Revocation>, StoreError> {
-        rows::revocations(&self.reads, now).await
+        rows::revocations(&mut self.reads.acquire().await?.on(), now).await
     }
 
     /// Serials of a host's revoked certificates that are still within their validity at `now`.
     pub async fn revoked_on(&self, host: &HostId, now: i64) -> Result<Vec<Vec<u8>>, StoreError> {
-        rows::revoked_on(&self.reads, host, now).await
+        rows::revoked_on(&mut self.reads.acquire().await?.on(), host, now).await
     }
 
     /// Time of the newest record, in seconds since 1970.
     pub async fn newest_record_at(&self) -> Result<Option<i64>, StoreError> {
-        Ok(sqlx::query_scalar("SELECT at FROM records ORDER BY number DESC LIMIT 1")
-            .fetch_optional(&self.reads)
-            .await?)
+        let mut session = self.reads.acquire().await?;
+        let newest = query("SELECT at FROM records ORDER BY number DESC LIMIT 1");
+        Ok(newest.fetch_scalar(&mut session.on()).await?)
     }
-}
-
-/// Takes the store for this process alone: two writers would count records each by itself. One that is ending has
-/// a moment to let go.
-async fn lock(path: &Path) -> Result<File, StoreError> {
-    let failed = |problem| StoreError::Lock { path: path.to_owned(), problem };
-    let file =
-        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).map_err(failed)?;
-    for _ in 0..LOCK_TRIES {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) => tokio::time::sleep(LOCK_WAIT).await,
-            Err(TryLockError::Error(problem)) => return Err(failed(problem)),
-        }
-    }
-    Err(StoreError::InUse { path: path.to_owned() })
 }
 
 /// A number as the database holds it.
@@ -412,5 +499,7 @@ pub(crate) fn unix_now() -> i64 {
         .unwrap_or_default()
 }
 
+#[cfg(test)]
+mod shared_tests;
 #[cfg(test)]
 mod tests;

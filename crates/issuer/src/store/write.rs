@@ -47,6 +47,13 @@ pub enum Write {
         /// The host's standing from here on.
         epoch: u64,
     },
+    /// What comes after it was decided upon this standing of the host: refused if that is another by now.
+    Stands {
+        /// The host.
+        host_id: HostId,
+        /// The standing decided upon.
+        epoch: u64,
+    },
     /// What is known of a host means something else now, as after a change of PCR policy: what was decided
     /// before and is not yet recorded is decided anew.
     Turn {
@@ -126,6 +133,33 @@ pub enum Write {
     },
 }
 
+impl Write {
+    /// Whether other issuers decide upon what this changes.
+    pub(super) fn is_others_concern(&self) -> bool {
+        match self {
+            Write::Record(_)
+            | Write::Issue(_)
+            | Write::Stands { .. }
+            | Write::Turn { .. }
+            | Write::Heartbeat { .. }
+            | Write::Purge { .. } => false,
+            Write::TrustDomain(_)
+            | Write::Authority(_)
+            | Write::Enrol { .. }
+            | Write::Standing { .. }
+            | Write::DisableHost { .. }
+            | Write::RemoveHost { .. }
+            | Write::AllowEk(_)
+            | Write::JoinToken { .. }
+            | Write::SpendJoinToken { .. }
+            | Write::Registration { .. }
+            | Write::RemoveRegistration { .. }
+            | Write::RegistrationSet { .. }
+            | Write::End(_) => true,
+        }
+    }
+}
+
 /// A credential that was decided upon and signed.
 #[derive(Debug)]
 pub struct Issue {
@@ -167,7 +201,7 @@ pub struct Ending {
 }
 
 /// Says of which instances a change is none of their business.
-pub type Stays = Box<dyn Fn(&Ended) -> bool + Send>;
+pub type Stays = Box<dyn Fn(&Ended) -> bool + Send + Sync>;
 
 /// Which instances; with nothing named, all.
 #[derive(Default)]

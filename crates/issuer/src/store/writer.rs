@@ -5,23 +5,23 @@
 //! refused run first, each inside a savepoint of its own, so that one refusal undoes that request alone.
 //! What the appending ones claim is then held against what is alive ([`super::live`]).
 
+use std::fmt::Write as _;
 use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hallmark_core::id::{HostId, InstanceId};
+use hallmark_core::id::{AgentName, HostId, InstanceId, IssuerId};
 use sqlx::error::ErrorKind;
-use sqlx::sqlite::{SqliteArguments, SqlitePool};
-use sqlx::{Arguments, Connection, SqliteConnection};
 use tokio::sync::mpsc;
 
-use super::change::{self, Turned};
+use super::change::{self, Scene, Turned};
+use super::db::{On, Pool, Session, query};
 use super::live::{Claim, Live};
 use super::log::{self, Log, LogSigner};
 use super::rows;
-use super::transaction::{BEGIN, discard};
+use super::shared::{self, Ear};
 use super::write::{After, Issue, Recorded, Reply, Request, Write, WriteOutcome};
-use super::{StoreError, unix_now};
+use super::{StoreError, signed, unix_now};
 use crate::record::Entry;
 
 /// Most requests gathered into one commit.
@@ -29,30 +29,44 @@ const GROUP: usize = 256;
 /// Longest that a commit waits for more to join it while more keeps coming.
 const PATIENCE: Duration = Duration::from_millis(3);
 
+/// Longest that a commit on a database elsewhere may take: then nothing of it is released, whatever became of it.
+const DEADLINE: Duration = Duration::from_secs(20);
+
 /// The writer's own state.
 pub(super) struct Writer {
-    db: SqlitePool,
+    issuer: IssuerId,
+    db: Pool,
     live: Arc<Live>,
     log: Log,
+    ear: Ear,
     /// Held for as long as this writes.
-    _lock: File,
+    _lock: Option<File>,
     /// A commit failed: what is alive must be read anew before anything is held against it.
     reload: bool,
     /// Where hosts stood before the commit under way.
     before: Vec<(HostId, u64)>,
 }
 
+/// What a writer is made of.
+pub(super) struct Parts {
+    pub(super) issuer: IssuerId,
+    pub(super) db: Pool,
+    pub(super) lock: Option<File>,
+    pub(super) live: Arc<Live>,
+    pub(super) ear: Ear,
+}
+
 impl Writer {
     /// Reads the log and what is alive.
-    pub(super) async fn new(
-        db: SqlitePool,
-        lock: File,
-        live: Arc<Live>,
-        signer: LogSigner,
-    ) -> Result<Self, StoreError> {
+    pub(super) async fn new(parts: Parts, signer: LogSigner) -> Result<Self, StoreError> {
+        let Parts { issuer, db, lock, live, mut ear } = parts;
+        let mut session = db.acquire().await?;
+        shared::join(&mut session.on(), &issuer).await?;
+        ear.begin(&mut session.on()).await?;
+        drop(session);
         let log = Log::load(&db, signer).await?;
         rows::load_live(&db, &live, unix_now()).await?;
-        Ok(Self { db, live, log, _lock: lock, reload: false, before: Vec::new() })
+        Ok(Self { issuer, db, live, log, ear, _lock: lock, reload: false, before: Vec::new() })
     }
 
     /// Serves write requests until every [`super::Store`] is gone.
@@ -108,37 +122,53 @@ impl Writer {
     async fn commit(&mut self, requests: Vec<Vec<Write>>) -> Result<Outcomes, StoreError> {
         self.before.clear();
         if self.reload {
-            self.log = Log::load(&self.db, self.log.signer()).await?;
+            let log = Log::load(&self.db, self.log.signer()).await?;
+            // A database that lost what it had promised to keep, as a copy that took over too early would.
+            self.log.is_continued_by(&log)?;
+            self.log = log;
             rows::load_live(&self.db, &self.live, unix_now()).await?;
             self.reload = false;
         }
-        let mut connection = self.db.acquire().await?;
-        let result = self.commit_on(&mut connection, requests).await;
+        let mut session = self.db.acquire().await?;
+        let result = if session.on().is_postgres() {
+            let committed = tokio::time::timeout(DEADLINE, self.commit_on(&mut session, requests)).await;
+            committed.unwrap_or(Err(StoreError::Deadline))
+        } else {
+            self.commit_on(&mut session, requests).await
+        };
         if result.is_err() {
-            discard(connection).await;
+            session.discard().await;
         }
         result
     }
 
     async fn commit_on(
         &mut self,
-        connection: &mut SqliteConnection,
+        session: &mut Session,
         requests: Vec<Vec<Write>>,
     ) -> Result<Outcomes, StoreError> {
-        let mut tx = connection.begin_with(BEGIN).await?;
+        let mut transaction = session.begin().await?;
+        let mut on = transaction.on();
+        let tx = &mut on;
+        if tx.is_postgres() {
+            let alone = requests.iter().flatten().any(Write::is_others_concern);
+            self.ear.hear(tx, &self.live, alone).await?;
+        }
         let mut batch = Batch { next: self.log.size() + 1, ..Batch::default() };
         let mut outcomes: Outcomes = Vec::with_capacity(requests.len());
         let mut appending: Vec<(usize, Vec<Write>)> = Vec::with_capacity(requests.len());
+        let mut news = Vec::new();
         for writes in requests {
             let (append, conditional): (Vec<_>, Vec<_>) =
                 writes.into_iter().partition(|w| matches!(w, Write::Record(_) | Write::Issue(_)));
             let mut outcome = WriteOutcome::default();
             if !conditional.is_empty() {
-                match self.change(&mut tx, conditional).await? {
+                match self.change(tx, conditional).await? {
                     Ok(turned) => {
                         for entry in turned.entries {
                             batch.append(entry);
                         }
+                        news.extend(turned.news);
                         outcome.ended = turned.ended;
                     }
                     Err(refused) => {
@@ -150,16 +180,23 @@ impl Writer {
             appending.push((outcomes.len(), append));
             outcomes.push(Ok(outcome));
         }
+        if tx.is_postgres() {
+            self.look_up_strangers(tx, &appending).await?;
+        }
         self.admit(appending, &mut batch, &mut outcomes);
-        insert_records(&mut tx, &batch.entries).await?;
-        insert_credentials(&mut tx, &batch.credentials).await?;
+        insert_records(tx, &batch.entries).await?;
+        insert_credentials(tx, self.issuer.as_str(), &batch.credentials).await?;
         let grown = match batch.entries.as_slice() {
             [] => None,
-            entries => Some(self.log.append(&mut tx, log::leaves(entries)).await?),
+            entries => Some(self.log.append(tx, log::leaves(entries)).await?),
         };
-        tx.commit().await?;
+        let told = if tx.is_postgres() { self.ear.tell(tx, &self.issuer, &news).await? } else { None };
+        transaction.commit().await?;
         if let Some(grown) = grown {
             self.log.become_grown(grown);
+        }
+        if let Some(told) = told {
+            self.ear.told(told);
         }
         Ok(outcomes)
     }
@@ -168,13 +205,14 @@ impl Writer {
     /// inner one a refusal.
     async fn change(
         &mut self,
-        tx: &mut SqliteConnection,
+        tx: &mut On<'_>,
         writes: Vec<Write>,
     ) -> Result<Result<Turned, StoreError>, StoreError> {
-        sqlx::query("SAVEPOINT request").execute(&mut *tx).await?;
+        query("SAVEPOINT request").execute(tx).await?;
         let mut turned = Turned::default();
+        let scene = Scene { issuer: &self.issuer, live: &self.live };
         for write in writes {
-            match change::apply(tx, &self.live, write, &mut turned).await {
+            match change::apply(tx, scene, write, &mut turned).await {
                 Ok(()) => {}
                 Err(StoreError::Database(e)) if !is_refusal(&e) => return Err(StoreError::Database(e)),
                 Err(refused) => return take_back(tx, refused).await,
@@ -184,9 +222,26 @@ impl Writer {
             let refused = log::LogError::TooLong(long.body.len()).into();
             return take_back(tx, refused).await;
         }
-        sqlx::query("RELEASE request").execute(&mut *tx).await?;
+        query("RELEASE request").execute(tx).await?;
         self.before.extend(turned.take_effect(&self.live));
         Ok(Ok(turned))
+    }
+
+    /// Instances that were not seen here may have been given credentials by another issuer.
+    async fn look_up_strangers(
+        &self,
+        tx: &mut On<'_>,
+        appending: &[(usize, Vec<Write>)],
+    ) -> Result<(), StoreError> {
+        let strangers: Vec<InstanceId> = {
+            let live = self.live.lock();
+            let issues = appending.iter().flat_map(|(_, writes)| writes).filter_map(|write| match write {
+                Write::Issue(issue) => Some(issue.instance),
+                _ => None,
+            });
+            issues.filter(|id| !live.knows(*id)).collect()
+        };
+        shared::look_up(tx, &self.live, &strangers).await
     }
 
     /// Numbers what is appended, and holds each credential against what is alive.
@@ -221,12 +276,9 @@ fn is_refusal(error: &sqlx::Error) -> bool {
 }
 
 /// Undoes what a refused request has done.
-async fn take_back(
-    tx: &mut SqliteConnection,
-    refused: StoreError,
-) -> Result<Result<Turned, StoreError>, StoreError> {
-    sqlx::query("ROLLBACK TO request").execute(&mut *tx).await?;
-    sqlx::query("RELEASE request").execute(&mut *tx).await?;
+async fn take_back(tx: &mut On<'_>, refused: StoreError) -> Result<Result<Turned, StoreError>, StoreError> {
+    query("ROLLBACK TO SAVEPOINT request").execute(tx).await?;
+    query("RELEASE SAVEPOINT request").execute(tx).await?;
     Ok(Err(refused))
 }
 
@@ -288,8 +340,12 @@ struct Batch {
 struct Credential {
     number: u64,
     instance: InstanceId,
+    agent: AgentName,
+    host: HostId,
     tier: &'static str,
     custody: &'static str,
+    serial: [u8; 16],
+    issued_at: i64,
     not_after: i64,
 }
 
@@ -302,10 +358,20 @@ impl Batch {
     }
 
     fn issue(&mut self, issue: Issue) -> Recorded {
-        let Issue { entry, instance, tier, custody, not_after, .. } = issue;
+        let Issue { entry, instance, agent, host, tier, custody, issued_at, not_after, .. } = issue;
+        let serial = entry.serial.unwrap_or_default();
         let recorded = self.append(entry);
-        let number = recorded.number();
-        self.credentials.push(Credential { number, instance, tier: tier.as_str(), custody, not_after });
+        self.credentials.push(Credential {
+            number: recorded.number(),
+            instance,
+            agent,
+            host,
+            tier: tier.as_str(),
+            custody,
+            serial,
+            issued_at,
+            not_after,
+        });
         recorded
     }
 }
@@ -322,54 +388,70 @@ fn chunks<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
     })
 }
 
+/// `($1,$2),($3,$4)`
 fn values(rows: usize, columns: usize) -> String {
-    let row = format!("({})", vec!["?"; columns].join(","));
-    vec![row; rows].join(",")
+    let mut text = String::with_capacity(rows * columns * 5);
+    for row in 0..rows {
+        text.push_str(if row == 0 { "(" } else { "),(" });
+        for column in 1..=columns {
+            let comma = if column == 1 { "" } else { "," };
+            // Writing to a string does not fail.
+            let _ = write!(text, "{comma}${}", row * columns + column);
+        }
+    }
+    text.push(')');
+    text
 }
 
-fn bind_failed(e: sqlx::error::BoxDynError) -> StoreError {
-    StoreError::Database(sqlx::Error::Encode(e))
-}
-
-async fn insert_records(tx: &mut SqliteConnection, entries: &[(u64, Entry)]) -> Result<(), StoreError> {
+async fn insert_records(tx: &mut On<'_>, entries: &[(u64, Entry)]) -> Result<(), StoreError> {
     for chunk in chunks(entries) {
         let sql = format!(
-            "INSERT INTO records (number, at, kind, outcome, host_id, agent, serial, body) VALUES {}",
-            values(chunk.len(), 8)
+            "INSERT INTO records (number, at, kind, outcome, host_id, agent, serial, certificate, body) VALUES {}",
+            values(chunk.len(), 9)
         );
-        let mut arguments = SqliteArguments::default();
+        let mut insert = query(&sql).with_room(chunk.len() * 9);
         for (number, entry) in chunk {
-            let number = i64::try_from(*number).unwrap_or(i64::MAX);
-            arguments.add(number).map_err(bind_failed)?;
-            arguments.add(entry.at).map_err(bind_failed)?;
-            arguments.add(entry.kind).map_err(bind_failed)?;
-            arguments.add(entry.outcome).map_err(bind_failed)?;
-            arguments.add(entry.host_id.as_deref()).map_err(bind_failed)?;
-            arguments.add(entry.agent.as_deref()).map_err(bind_failed)?;
-            arguments.add(entry.serial.as_ref().map(|s| s.as_slice())).map_err(bind_failed)?;
-            arguments.add(entry.body.as_str()).map_err(bind_failed)?;
+            insert = insert
+                .bind(signed(*number))
+                .bind(entry.at)
+                .bind(entry.kind)
+                .bind(entry.outcome)
+                .bind(entry.host_id.as_deref())
+                .bind(entry.agent.as_deref())
+                .bind(entry.serial.as_ref().map(<[u8; 16]>::as_slice))
+                .bind(entry.certificate.as_ref().map(<[u8; 32]>::as_slice))
+                .bind(entry.body.as_str());
         }
-        sqlx::query_with(&sql, arguments).execute(&mut *tx).await?;
+        insert.execute(tx).await?;
     }
     Ok(())
 }
 
-async fn insert_credentials(tx: &mut SqliteConnection, credentials: &[Credential]) -> Result<(), StoreError> {
+async fn insert_credentials(
+    tx: &mut On<'_>,
+    issuer: &str,
+    credentials: &[Credential],
+) -> Result<(), StoreError> {
     for chunk in chunks(credentials) {
         let sql = format!(
-            "INSERT INTO credentials (number, instance_id, tier, custody, not_after) VALUES {}",
-            values(chunk.len(), 5)
+            "INSERT INTO credentials (issuer, number, instance_id, agent, host_id, tier, custody, serial, issued_at, not_after) VALUES {}",
+            values(chunk.len(), 10)
         );
-        let mut arguments = SqliteArguments::default();
+        let mut insert = query(&sql).with_room(chunk.len() * 10);
         for credential in chunk {
-            let number = i64::try_from(credential.number).unwrap_or(i64::MAX);
-            arguments.add(number).map_err(bind_failed)?;
-            arguments.add(credential.instance.as_bytes().as_slice()).map_err(bind_failed)?;
-            arguments.add(credential.tier).map_err(bind_failed)?;
-            arguments.add(credential.custody).map_err(bind_failed)?;
-            arguments.add(credential.not_after).map_err(bind_failed)?;
+            insert = insert
+                .bind(issuer)
+                .bind(signed(credential.number))
+                .bind(credential.instance.as_bytes().as_slice())
+                .bind(credential.agent.as_str())
+                .bind(credential.host.as_str())
+                .bind(credential.tier)
+                .bind(credential.custody)
+                .bind(credential.serial.as_slice())
+                .bind(credential.issued_at)
+                .bind(credential.not_after);
         }
-        sqlx::query_with(&sql, arguments).execute(&mut *tx).await?;
+        insert.execute(tx).await?;
     }
     Ok(())
 }

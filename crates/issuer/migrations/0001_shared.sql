@@ -1,3 +1,7 @@
+-- What belongs to the trust domain. On PostgreSQL several issuers share it.
+--
+-- One schema for both databases: INTEGER is BIGINT and BLOB is BYTEA on PostgreSQL (see src/store/schema.rs).
+
 -- What a trust domain is: fixed when it is made.
 CREATE TABLE trust_domain (
     one             INTEGER PRIMARY KEY CHECK (one = 1),
@@ -65,29 +69,21 @@ CREATE TABLE registration_set (
 );
 INSERT INTO registration_set (one, revision) VALUES (1, 0);
 
--- One row for each decision, allowed and refused; never changed, never deleted.
-CREATE TABLE records (
-    number          INTEGER PRIMARY KEY,
-    at              INTEGER NOT NULL,
-    kind            TEXT    NOT NULL,
-    outcome         TEXT    NOT NULL,
-    host_id         TEXT,
-    agent           TEXT,
-    serial          BLOB,
-    body            TEXT    NOT NULL
-);
--- No index on `serial`: serials are random, and each entry of such an index costs a page of the log it is
--- written to.
-
--- Credentials that may still be valid, by the number of the record each was issued under, which holds the
--- rest. All of an instance's are here until they expire: a renewal does not end the one before it.
+-- Credentials that may still be valid, by issuer and the number of the record each was issued under, which holds
+-- the rest. All of an instance's are here until they expire: a renewal does not end the one before it.
 CREATE TABLE credentials (
-    number          INTEGER PRIMARY KEY,
+    issuer          TEXT    NOT NULL,
+    number          INTEGER NOT NULL,
     instance_id     BLOB    NOT NULL,
+    agent           TEXT    NOT NULL,
+    host_id         TEXT    NOT NULL,
     tier            TEXT    NOT NULL,
     custody         TEXT    NOT NULL,
-    not_after       INTEGER NOT NULL
-);
+    serial          BLOB    NOT NULL,
+    issued_at       INTEGER NOT NULL,
+    not_after       INTEGER NOT NULL,
+    PRIMARY KEY (issuer, number)
+) WITHOUT ROWID;
 -- Ids begin with the time: a new one comes at the end of the index.
 CREATE INDEX credentials_of_instance ON credentials (instance_id);
 
@@ -103,16 +99,27 @@ CREATE TABLE ended_instances (
 -- Certificates revoked before their end.
 CREATE TABLE revocations (
     serial          BLOB    PRIMARY KEY,
+    issuer          TEXT    NOT NULL,
+    instance_id     BLOB    NOT NULL,
     hierarchy       TEXT    NOT NULL,
     host_id         TEXT    NOT NULL,
     not_after       INTEGER NOT NULL,
     revoked_at      INTEGER NOT NULL,
     reason          TEXT    NOT NULL
 );
+CREATE INDEX revocations_of_instance ON revocations (instance_id);
 
--- One row, written again and again: whether the store still takes writes.
-CREATE TABLE heartbeat (
-    one             INTEGER PRIMARY KEY CHECK (one = 1),
-    at              INTEGER NOT NULL
+-- Who issues here. On PostgreSQL each has a namespace of its own, `issuer_ID`, for what 0002 makes.
+CREATE TABLE issuers (
+    issuer          TEXT    PRIMARY KEY,
+    joined_at       INTEGER NOT NULL
 );
-INSERT INTO heartbeat (one, at) VALUES (1, 0);
+
+-- What one issuer's commit changed for the others, in the order of the commits. Empty where there is one issuer.
+CREATE TABLE changes (
+    seq             INTEGER PRIMARY KEY,
+    issuer          TEXT    NOT NULL,
+    at              INTEGER NOT NULL,
+    kind            TEXT    NOT NULL,
+    subject         TEXT    NOT NULL
+);

@@ -1,0 +1,361 @@
+//! Several issuers on one PostgreSQL: what one has changed, the others know before they decide anything more.
+//!
+//! Each commit takes the trust domain's lock: shared if it only appends, alone if it changes what others decide
+//! upon. Under it, it first reads what others changed since it last looked, and takes it in; what it changes itself
+//! it writes down for them. So no credential is recorded on a picture that lacks a change committed before it:
+//! changes are linearizable, and a host that one issuer disables gets nothing from another.
+//!
+//! Not looked at: an instance id, which holds 80 random bits, being used for the first time at two issuers in the
+//! same moment.
+
+use std::collections::BTreeSet;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use hallmark_core::id::{AgentName, HostId, InstanceId, IssuerId};
+use hallmark_core::tier::Tier;
+
+use super::db::{On, Row, query};
+use super::live::Live;
+use super::rows::{self, AllowedEk, Authority, HostRow, RegistrationRow, instance_id, unreadable};
+use super::write::{Ended, Who};
+use super::{StoreError, unix_now};
+
+/// Key of the trust domain's lock: "hallmark" in ASCII.
+const DOMAIN_LOCK: i64 = 0x6861_6c6c_6d61_726b;
+/// Channel on which others are woken.
+pub(super) const CHANNEL: &str = "hallmark";
+/// Instances looked up in one statement.
+const LOOKUP: usize = 64;
+
+/// Something that other issuers decide upon, too, has changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum News {
+    /// A host's standing or its place on the allow-list.
+    Host(HostId),
+    /// The registrations.
+    Registrations,
+    /// An instance has ended.
+    Ended(InstanceId),
+    /// The CAs.
+    Authorities,
+}
+
+/// What another issuer has changed, as it stands now.
+#[derive(Debug)]
+pub enum Heard {
+    /// A host's row; none if it is removed or was never enrolled.
+    Host {
+        /// Which.
+        host_id: HostId,
+        /// Its row.
+        row: Option<HostRow>,
+        /// Its place on the allow-list.
+        allowed: Option<AllowedEk>,
+        /// When it was last removed.
+        last_removed: Option<i64>,
+        /// Its standing here from now on.
+        epoch: u64,
+    },
+    /// All registrations.
+    Registrations {
+        /// The set's revision.
+        revision: u64,
+        /// Its registrations.
+        rows: Vec<RegistrationRow>,
+    },
+    /// An instance ended; owner and selectors are left out.
+    Ended(Ended),
+    /// All CA certificates.
+    Authorities(Vec<Authority>),
+}
+
+/// Takes in what another issuer has changed. It must not block.
+pub(super) type Observer = Box<dyn Fn(&Heard) + Send + Sync>;
+
+/// What one issuer has heard of the others.
+#[derive(Clone)]
+pub(super) struct Ear {
+    /// Changes up to this one are taken in.
+    heard: i64,
+    epochs: Arc<AtomicU64>,
+    observer: Arc<OnceLock<Observer>>,
+    undelivered: Arc<std::sync::Mutex<Vec<Heard>>>,
+}
+
+impl std::fmt::Debug for Ear {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ear").field("heard", &self.heard).finish_non_exhaustive()
+    }
+}
+
+impl Ear {
+    pub(super) fn new(epochs: Arc<AtomicU64>, observer: Arc<OnceLock<Observer>>) -> Self {
+        Self { heard: 0, epochs, observer, undelivered: Arc::default() }
+    }
+
+    /// Everything up to now is read from the tables themselves.
+    pub(super) async fn begin(&mut self, on: &mut On<'_>) -> Result<(), StoreError> {
+        self.heard = newest(on).await?;
+        Ok(())
+    }
+
+    /// Takes the lock and takes in what others have changed.
+    pub(super) async fn hear(&mut self, tx: &mut On<'_>, live: &Live, alone: bool) -> Result<(), StoreError> {
+        let lock = match alone {
+            true => "SELECT pg_advisory_xact_lock($1)",
+            false => "SELECT pg_advisory_xact_lock_shared($1)",
+        };
+        query(lock).bind(DOMAIN_LOCK).execute(tx).await?;
+        let changes = query("SELECT seq, kind, subject FROM changes WHERE seq > $1 ORDER BY seq")
+            .bind(self.heard)
+            .fetch_all(tx)
+            .await?;
+        let Some(first) = changes.first() else { return Ok(()) };
+        let news = if first.get::<i64>("seq")? == self.heard + 1 {
+            changes.iter().map(News::read).collect::<Result<Vec<_>, _>>()?
+        } else {
+            // Away for longer than changes are kept.
+            everything(tx).await?
+        };
+        let last = changes.last().map_or(Ok(self.heard), |row| row.get("seq"))?;
+        let mut seen = BTreeSet::new();
+        for item in news {
+            if seen.insert(item.words()) {
+                self.take_in(tx, live, item).await?;
+            }
+        }
+        self.heard = last;
+        Ok(())
+    }
+
+    /// Memory first, then the picture that decisions are held against: a decision on the old memory is refused.
+    async fn take_in(&self, tx: &mut On<'_>, live: &Live, news: News) -> Result<(), StoreError> {
+        let heard = match news {
+            News::Host(host_id) => {
+                let epoch = self.epochs.fetch_add(1, Ordering::Relaxed);
+                Heard::Host {
+                    row: rows::host(tx, &host_id).await?,
+                    allowed: rows::allowed_ek(tx, &host_id).await?,
+                    last_removed: rows::last_removed(tx, &host_id).await?,
+                    host_id,
+                    epoch,
+                }
+            }
+            News::Registrations => Heard::Registrations {
+                revision: rows::registrations_revision(tx).await?,
+                rows: rows::registrations(tx).await?,
+            },
+            News::Ended(id) => match ended(tx, id).await? {
+                Some(ended) => Heard::Ended(ended),
+                // Dropped by now: its certificates have long expired.
+                None => return Ok(()),
+            },
+            News::Authorities => Heard::Authorities(rows::authorities(tx).await?),
+        };
+        self.deliver(&heard);
+        let mut live = live.lock();
+        match &heard {
+            Heard::Host { host_id, epoch, .. } => {
+                live.turn(host_id.clone(), *epoch);
+            }
+            Heard::Registrations { rows, .. } => {
+                let mut all = Vec::with_capacity(rows.len());
+                for row in rows {
+                    all.push((
+                        AgentName::from_str(&row.agent).map_err(unreadable("registrations"))?,
+                        row.revision,
+                    ));
+                }
+                live.register_all(all);
+            }
+            Heard::Ended(ended) => {
+                let at = unix_now();
+                live.end(ended.instance, ended.agent.clone(), ended.host.clone(), ended.tier, at);
+            }
+            Heard::Authorities(_) => {}
+        }
+        drop(live);
+        if self.observer.get().is_none() {
+            self.undelivered.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(heard);
+        }
+        Ok(())
+    }
+
+    fn deliver(&self, heard: &Heard) {
+        let Some(observer) = self.observer.get() else { return };
+        let mut earlier = self.undelivered.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for heard in earlier.drain(..) {
+            observer(&heard);
+        }
+        observer(heard);
+    }
+
+    /// Writes down for others what this commit changes, and wakes them when it is durable. The lock is held alone.
+    pub(super) async fn tell(
+        &self,
+        tx: &mut On<'_>,
+        issuer: &IssuerId,
+        news: &[News],
+    ) -> Result<Option<Told>, StoreError> {
+        if news.is_empty() {
+            return Ok(None);
+        }
+        let mut seq = self.heard;
+        let at = unix_now();
+        for item in news {
+            seq += 1;
+            let (kind, subject) = item.words();
+            query("INSERT INTO changes (seq, issuer, at, kind, subject) VALUES ($1, $2, $3, $4, $5)")
+                .bind(seq)
+                .bind(issuer.as_str())
+                .bind(at)
+                .bind(kind)
+                .bind(subject)
+                .execute(tx)
+                .await?;
+        }
+        query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(issuer.as_str()).execute(tx).await?;
+        Ok(Some(Told(seq)))
+    }
+
+    /// What was told is durable. Until then it counts as another's: whoever does not know whether a commit of its
+    /// own came to be hears of it like the others.
+    pub(super) fn told(&mut self, told: Told) {
+        self.heard = told.0;
+    }
+}
+
+/// The newest change of a commit.
+pub(super) struct Told(i64);
+
+impl News {
+    fn words(&self) -> (&'static str, String) {
+        match self {
+            News::Host(host) => ("host", host.to_string()),
+            News::Registrations => ("registrations", String::new()),
+            News::Ended(id) => ("ended", id.to_string()),
+            News::Authorities => ("authorities", String::new()),
+        }
+    }
+
+    fn read(row: &Row) -> Result<Self, StoreError> {
+        let (kind, subject) = (row.get::<String>("kind")?, row.get::<String>("subject")?);
+        Ok(match kind.as_str() {
+            "host" => News::Host(subject.parse().map_err(unreadable("changes"))?),
+            "registrations" => News::Registrations,
+            "ended" => News::Ended(subject.parse().map_err(unreadable("changes"))?),
+            "authorities" => News::Authorities,
+            other => return Err(unreadable("changes")(format!("{other:?} is no kind of change"))),
+        })
+    }
+}
+
+async fn newest(on: &mut On<'_>) -> Result<i64, StoreError> {
+    let newest: Option<Option<i64>> = query("SELECT max(seq) FROM changes").fetch_scalar(on).await?;
+    Ok(newest.flatten().unwrap_or_default())
+}
+
+async fn everything(tx: &mut On<'_>) -> Result<Vec<News>, StoreError> {
+    let mut news = vec![News::Registrations, News::Authorities];
+    let hosts: Vec<String> =
+        query("SELECT host_id FROM hosts UNION SELECT host_id FROM allowed_eks").fetch_scalars(tx).await?;
+    for host in hosts {
+        news.push(News::Host(host.parse().map_err(unreadable("hosts"))?));
+    }
+    for row in query("SELECT instance_id FROM ended_instances").fetch_all(tx).await? {
+        news.push(News::Ended(instance_id(&row)?));
+    }
+    Ok(news)
+}
+
+async fn ended(tx: &mut On<'_>, id: InstanceId) -> Result<Option<Ended>, StoreError> {
+    let row = query("SELECT agent, host_id FROM ended_instances WHERE instance_id = $1")
+        .bind(id.as_bytes().as_slice())
+        .fetch_optional(tx)
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let serials = query("SELECT serial FROM revocations WHERE instance_id = $1")
+        .bind(id.as_bytes().as_slice())
+        .fetch_scalars(tx)
+        .await?;
+    Ok(Some(Ended {
+        instance: id,
+        agent: row.get::<String>("agent")?.parse().map_err(unreadable("ended_instances"))?,
+        host: row.get::<String>("host_id")?.parse().map_err(unreadable("ended_instances"))?,
+        // Not kept; it is of no account once an instance has ended.
+        tier: Tier::Foundation,
+        owner: None,
+        selectors: Vec::new(),
+        serials,
+    }))
+}
+
+/// Takes into the picture what other issuers gave to the instances that `who` may choose.
+pub(super) async fn bring_in(tx: &mut On<'_>, live: &Live, who: &Who, at: i64) -> Result<(), StoreError> {
+    if let Some(ids) = &who.instances {
+        return look_up(tx, live, ids).await;
+    }
+    let found = query(
+        "SELECT instance_id, agent, host_id, tier, not_after FROM credentials c
+         WHERE not_after > $1 AND ($2 IS NULL OR agent = $2) AND ($3 IS NULL OR host_id = $3)
+         AND NOT EXISTS (SELECT 1 FROM ended_instances e WHERE e.instance_id = c.instance_id)
+         ORDER BY issued_at, number",
+    )
+    .bind(at)
+    .bind(who.agent.as_ref().map(AgentName::as_str))
+    .bind(who.host.as_ref().map(HostId::as_str))
+    .fetch_all(tx)
+    .await?;
+    found.iter().try_for_each(|row| load(live, row))
+}
+
+/// Takes these instances into the picture, as far as they are known to any issuer.
+pub(super) async fn look_up(tx: &mut On<'_>, live: &Live, ids: &[InstanceId]) -> Result<(), StoreError> {
+    for ids in ids.chunks(LOOKUP) {
+        let places: Vec<String> = (1..=ids.len()).map(|n| format!("${n}")).collect();
+        let places = places.join(",");
+        let held = format!(
+            "SELECT instance_id, agent, host_id, tier, not_after FROM credentials
+             WHERE instance_id IN ({places}) ORDER BY issued_at, number"
+        );
+        let of = |sql| ids.iter().fold(query(sql), |query, id| query.bind(id.as_bytes().as_slice()));
+        for row in of(&held).fetch_all(tx).await? {
+            load(live, &row)?;
+        }
+        let ended = format!(
+            "SELECT instance_id, agent, host_id, ended_at FROM ended_instances WHERE instance_id IN ({places})"
+        );
+        for row in of(&ended).fetch_all(tx).await? {
+            let (id, agent, host) = names(&row)?;
+            live.lock().end(id, agent, host, Tier::Foundation, row.get("ended_at")?);
+        }
+    }
+    Ok(())
+}
+
+fn load(live: &Live, row: &Row) -> Result<(), StoreError> {
+    let (id, agent, host) = names(row)?;
+    let tier = row.get::<String>("tier")?.parse().map_err(unreadable("credentials"))?;
+    live.lock().load(id, agent, host, tier, row.get("not_after")?);
+    Ok(())
+}
+
+fn names(row: &Row) -> Result<(InstanceId, AgentName, HostId), StoreError> {
+    Ok((
+        instance_id(row)?,
+        row.get::<String>("agent")?.parse().map_err(unreadable("credentials"))?,
+        row.get::<String>("host_id")?.parse().map_err(unreadable("credentials"))?,
+    ))
+}
+
+/// Keeps that this issuer issues here.
+pub(super) async fn join(on: &mut On<'_>, issuer: &IssuerId) -> Result<(), StoreError> {
+    query("INSERT INTO issuers (issuer, joined_at) VALUES ($1, $2) ON CONFLICT (issuer) DO NOTHING")
+        .bind(issuer.as_str())
+        .bind(unix_now())
+        .execute(on)
+        .await?;
+    Ok(())
+}
