@@ -103,6 +103,7 @@ impl Faults {
             self.note("crl.url", "must begin with http:// (RFC 5280 section 8: a CRL is signed; https would need a CRL to fetch a CRL) and not end with '/'");
         }
         let limits = self.limits(raw.limits);
+        let metrics = raw.metrics.check(&mut |key, problem| self.note(key, problem));
         Some(Config {
             file: file.to_owned(),
             trust_domain: trust_domain?,
@@ -119,6 +120,7 @@ impl Faults {
             attestation,
             crl_url: raw.crl.url,
             limits,
+            metrics,
             log_format: raw.log.format.unwrap_or(LogFormat::Text),
             log_level: raw.log.level.unwrap_or_else(|| "info".to_owned()),
         })

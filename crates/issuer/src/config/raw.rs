@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use hallmark_telemetry::RawMetrics;
 use serde::Deserialize;
 
 use super::limits::RawLimits;
@@ -27,6 +28,8 @@ pub(super) struct Raw {
     pub(super) crl: RawCrl,
     #[serde(default)]
     pub(super) limits: RawLimits,
+    #[serde(default)]
+    pub(super) metrics: RawMetrics,
     #[serde(default)]
     pub(super) log: RawLog,
 }
