@@ -275,6 +275,19 @@ level = "=="
     }
 
     #[test]
+    fn metrics_are_off_and_then_for_this_machine_alone() {
+        assert_eq!(parse(GOOD).unwrap().metrics, None);
+        let on = parse(&format!("{GOOD}\n[metrics]\nlisten = \"127.0.0.1:9465\"")).unwrap();
+        assert_eq!(on.metrics, Some(Endpoint::Tcp("127.0.0.1:9465".parse().unwrap())));
+        let error = parse(&format!("{GOOD}\n[metrics]\nlisten = \"0.0.0.0:9465\"")).unwrap_err();
+        assert!(
+            error.to_string().contains("metrics.listen: \"0.0.0.0:9465\" is not a loopback address"),
+            "{error}"
+        );
+        assert_eq!(parse(GOOD).unwrap().needs_restart(&on), ["metrics"].into());
+    }
+
+    #[test]
     fn unknown_keys_are_faults() {
         assert!(parse(&format!("{GOOD}\npin = \"1234\"")).unwrap_err().to_string().contains("pin"));
     }

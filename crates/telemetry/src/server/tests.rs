@@ -143,6 +143,23 @@ async fn the_socket_has_its_mode_and_goes_with_the_server() {
 }
 
 #[tokio::test]
+async fn a_port_is_served_and_one_that_is_taken_is_named() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap();
+    let taken = Served::bind(&Endpoint::Tcp(address), Registry::default()).unwrap_err();
+    assert!(taken.to_string().contains(&address.to_string()), "{taken}");
+    drop(free);
+    let served = Served::bind(&Endpoint::Tcp(address), Registry::default()).unwrap();
+    let task = tokio::spawn(served.run());
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.write_all(format!("{GET}\r\n").as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    task.abort();
+}
+
+#[tokio::test]
 async fn a_group_that_is_not_there_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let group = Some("no-such-group-here".to_owned());
