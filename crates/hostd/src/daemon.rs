@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use hallmark_core::x509::{InfraRoots, RootsError};
 use hallmark_hsm::{HsmError, Token, TokenConfig};
+use hallmark_telemetry::Served;
+use hallmark_telemetry::server::ServeError;
 use hallmark_tpm::{Tpm, TpmConfig, TpmError};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,6 +20,7 @@ use crate::link::attester::{AttestError, Attester};
 use crate::link::issuer::Issuer;
 use crate::link::{JoinToken, Link, TpmAttester, ek_digest};
 use crate::logging::LogLevel;
+use crate::metrics::metrics;
 use crate::pulse::{Pulse, Watch};
 use crate::state::State;
 
@@ -81,6 +84,9 @@ pub enum DaemonError {
     /// The socket's group.
     #[error("agent_socket.group: there is no group {0:?}")]
     Group(String),
+    /// The metrics' address or socket.
+    #[error(transparent)]
+    Metrics(#[from] ServeError),
     /// The system.
     #[error("{what}: {error}")]
     System {
@@ -108,6 +114,8 @@ pub async fn run(config: Config, log: LogLevel) -> Result<(), DaemonError> {
     let agents = Agents::new(state.clone(), issuer, stores, config.limits.clone(), revoked);
     let SocketConfig { path, mode, group } = &config.socket;
     let socket = Socket::bind(path, *mode, group.as_deref().map(group_id).transpose()?)?;
+    let shown = config.metrics.as_ref().map(|at| Served::bind(at, metrics().registry(&agents, tpm.clone())));
+    let shown = shown.transpose()?.map(|shown| tokio::spawn(shown.run()));
     let link = Link::new(config.endpoints.clone(), roots, attester, state.clone(), connection, quotes);
     let link = tokio::spawn(link.run());
     let (stop, stopped) = oneshot::channel::<()>();
@@ -126,6 +134,11 @@ pub async fn run(config: Config, log: LogLevel) -> Result<(), DaemonError> {
     agents.drain(DRAIN).await;
     drop(stop);
     link.abort();
+    if let Some(shown) = shown {
+        shown.abort();
+        // Its socket's file goes with it.
+        let _ = shown.await;
+    }
     // Connections that do not end by themselves are dropped with the runtime.
     let _ = tokio::time::timeout(CLOSE, &mut server).await;
     ended
@@ -137,7 +150,9 @@ async fn attester(proof: &Proof) -> Result<Proving, DaemonError> {
     match proof {
         Proof::Tpm { tcti, event_log } => {
             // A lane is a user's, and a user's agents may all begin at once.
-            let queue = TpmConfig { queue: TPM_QUEUE, lane: TPM_LANE, ..TpmConfig::new(tcti) };
+            let told = |operation, took, well| metrics().tpm_done(operation, took, well);
+            let queue =
+                TpmConfig { queue: TPM_QUEUE, lane: TPM_LANE, told: Some(told), ..TpmConfig::new(tcti) };
             let tpm = Tpm::open(queue).await?;
             let attester = TpmAttester::new(tpm.clone(), event_log.clone()).await?;
             Ok((Arc::new(attester), Some(Arc::new(TpmKeys::new(tpm.clone()))), Some(tpm)))

@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod keys;
 pub mod link;
 pub mod logging;
+pub mod metrics;
 pub mod observe;
 pub mod pulse;
 pub mod state;

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use hallmark_hostd::config::{Config, Proof, SecretSource};
+use hallmark_telemetry::Endpoint;
 
 fn deploy(file: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../deploy").join(file)
@@ -40,4 +41,16 @@ fn example_agrees_with_the_unit() {
     for name in credentials {
         has(&format!("LoadCredential={name}:hallmark-hostd.{name}"));
     }
+}
+
+#[test]
+fn metrics_of_the_example_are_bound_by_the_drop_in() {
+    let text = std::fs::read_to_string(deploy("example/hostd.toml")).unwrap();
+    let text = text.replace("# [metrics]", "[metrics]").replace("# listen =", "listen =");
+    let config = Config::parse(Path::new("hostd.toml"), &text).unwrap();
+    let Some(Endpoint::Tcp(address)) = config.metrics else { panic!("{:?}", config.metrics) };
+    let drop_in = std::fs::read_to_string(deploy("example/metrics-port.conf")).unwrap();
+    assert!(drop_in.lines().any(|line| line == format!("SocketBindAllow=tcp:{}", address.port())));
+    let prometheus = std::fs::read_to_string(deploy("prometheus/prometheus.yml")).unwrap();
+    assert!(prometheus.contains(&format!("\"{address}\"")));
 }

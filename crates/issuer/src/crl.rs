@@ -11,6 +11,7 @@ use hallmark_core::x509::{CrlParams, Reason, Revoked, Serial};
 
 use crate::init::replace_file;
 use crate::issuer::Issuer;
+use crate::metrics::metrics;
 
 /// From thisUpdate to nextUpdate.
 const VALIDITY: Duration = Duration::from_secs(3600);
@@ -23,7 +24,10 @@ const GATHER: Duration = Duration::from_secs(1);
 pub async fn run(issuer: Arc<Issuer>) {
     loop {
         let again = match write(&issuer).await {
-            Ok(()) => VALIDITY / 2,
+            Ok(()) => {
+                metrics().crl_written(issuer.now());
+                VALIDITY / 2
+            }
             Err(error) => {
                 tracing::error!(%error, again_s = RETRY.as_secs(), "a CRL could not be written; the old one stands for now");
                 RETRY

@@ -109,6 +109,12 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// How long ago, in seconds, the host last attested or had a quote accepted.
+    pub fn standing_age(&self) -> i64 {
+        let standing = &self.host.standing;
+        self.now - standing.attested_at.max(standing.quote_at.unwrap_or_default())
+    }
+
     /// The SPIFFE ID of an agent.
     pub fn spiffe_id(&self, agent: &AgentName) -> SpiffeId {
         SpiffeId::new(self.trust_domain.clone(), Subject::Agent(agent.clone()))

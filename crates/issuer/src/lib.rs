@@ -20,6 +20,7 @@ pub mod init;
 pub mod issuer;
 pub mod link;
 pub mod logging;
+pub mod metrics;
 pub mod record;
 pub mod registry;
 pub mod run;

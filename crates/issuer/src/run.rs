@@ -12,6 +12,7 @@ use hallmark_proto::issuer::host_attestation_server::HostAttestationServer;
 use hallmark_proto::issuer::host_link_server::HostLinkServer;
 use hallmark_proto::issuer::issuance_server::IssuanceServer;
 use hallmark_proto::tls::{self, Accept, Acceptor, ClientAuth, Shared, SwappableCert};
+use hallmark_telemetry::Served;
 use rustls_pki_types::CertificateDer;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
@@ -26,6 +27,7 @@ use crate::config::{AdminConfig, CaBackend, Config, MAX_ATTESTATION};
 use crate::door::{Door, Gate, MAX_MESSAGE};
 use crate::issuer::Issuer;
 use crate::logging::LogLevel;
+use crate::metrics::metrics;
 use crate::record::{Kind, Record};
 use crate::server::HostServices;
 use crate::store::{Store, Write};
@@ -52,6 +54,8 @@ pub async fn run(config: Config, dev: bool, level: LogLevel) -> anyhow::Result<(
     let admin_listener = admin::bind(&config.admin)?;
     let listener =
         TcpListener::bind(config.listen).await.with_context(|| format!("listen {}", config.listen))?;
+    let shown =
+        config.metrics.as_ref().map(|at| Served::bind(at, metrics().registry(&issuer))).transpose()?;
     let (stop, stopped) = watch::channel(false);
     let (health, health_service) = tonic_health::server::health_reporter();
     set_serving(&health, true).await;
@@ -75,6 +79,7 @@ pub async fn run(config: Config, dev: bool, level: LogLevel) -> anyhow::Result<(
         let routes = Routes::new(service).add_service(health_service);
         tokio::spawn(admin::serve(admin_listener, admission.clone(), routes, until(stopped)))
     };
+    let shown = shown.map(|shown| tokio::spawn(shown.run()));
     tokio::spawn(crl::run(issuer.clone()));
     tokio::spawn(tree.run(issuer.clone()));
     tokio::spawn(renew_own(issuer.clone(), identity));
@@ -100,6 +105,10 @@ pub async fn run(config: Config, dev: bool, level: LogLevel) -> anyhow::Result<(
     };
     if tokio::time::timeout(DRAIN, drained).await.is_err() {
         tracing::warn!("some requests did not end in time");
+    }
+    if let Some(shown) = shown {
+        shown.abort();
+        let _ = shown.await;
     }
     let _ = std::fs::remove_file(&config.admin.socket);
     tracing::info!("stopped");
@@ -233,6 +242,7 @@ async fn watch_health(issuer: Arc<Issuer>, health: HealthReporter) {
         let result = tokio::task::spawn_blocking(move || signer.ca().health()).await;
         let log = issuer.store().log_signer().health().await;
         let is = matches!(result, Ok(Ok(()))) && log.is_ok();
+        metrics().keys_sign(is);
         if is != was {
             match (result, log) {
                 (Ok(Err(error)), _) => tracing::error!(%error, "CA keys do not sign"),
@@ -307,6 +317,7 @@ impl Reloaded {
             ("admin.mode", new.admin.mode != old.admin.mode),
             ("admin.group", new.admin.group != old.admin.group),
             ("crl.url", new.crl_url != old.crl_url),
+            ("metrics", new.metrics != old.metrics),
         ];
         let admin = AdminConfig { users: new.admin.users, groups: new.admin.groups, ..old.admin.clone() };
         let operators = Operators::resolve(&admin).map_err(anyhow::Error::msg)?;

@@ -3,10 +3,14 @@
 use tonic::Status;
 
 use crate::flow::AttestRefusal;
+use crate::metrics::metrics;
 use crate::store::StoreError;
 
 /// What a host is told of a refused attestation: the check's code word, and no values.
 pub fn attestation(refusal: &AttestRefusal) -> Status {
+    if let AttestRefusal::Store(error) = refusal {
+        metrics().store_error(error);
+    }
     match refusal {
         AttestRefusal::Protocol(what) => Status::invalid_argument(format!("attestation: {what}")),
         AttestRefusal::Deadline => Status::deadline_exceeded("attestation took too long"),
@@ -25,11 +29,13 @@ pub fn disabled() -> Status {
 /// What a host is told when the store failed: try again, nothing was released.
 pub fn store(error: &StoreError) -> Status {
     tracing::error!(%error, "store failed");
+    metrics().store_error(error);
     Status::unavailable("the issuer's store is not available; nothing was released")
 }
 
 /// What an operator is told: everything.
 pub fn admin(error: &StoreError) -> Status {
+    metrics().store_error(error);
     match error {
         StoreError::Conflict(conflict) => Status::failed_precondition(conflict.to_string()),
         other => Status::internal(other.to_string()),

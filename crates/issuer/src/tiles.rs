@@ -16,6 +16,7 @@ use hallmark_core::log::{
 
 use crate::init::replace_file;
 use crate::issuer::Issuer;
+use crate::metrics::metrics;
 use crate::store::Store;
 
 /// How often what is new is written.
@@ -94,6 +95,7 @@ impl Tree {
         }
         self.write("checkpoint", note).await?;
         self.published = new;
+        metrics().published(new);
         for id in changed {
             self.drop_narrower(id, new).await;
         }

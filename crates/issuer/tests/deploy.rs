@@ -1,10 +1,11 @@
 //! The example configuration is sound, and agrees with the units that run on it.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use hallmark_issuer::config::{CaBackend, Config, Limits, SecretSource};
 use hallmark_kit::softhsm::SoftHsm;
+use hallmark_telemetry::Endpoint;
 
 fn deploy(file: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../deploy").join(file)
@@ -47,13 +48,31 @@ fn example_shows_the_default_limits() {
         .lines()
         .skip_while(|line| *line != "[limits]")
         .skip(1)
-        .take_while(|line| !line.starts_with('['))
+        .take_while(|line| !line.trim_start_matches("# ").starts_with('['))
         .filter_map(|line| line.split_once(" = ").map(|(key, _)| key.to_owned()))
         .collect();
     let debug = format!("{:?}", config.limits);
     let all: Vec<_> =
         debug.trim_start_matches("Limits {").split(", ").filter_map(|f| f.split_once(": ")).collect();
     assert_eq!(shown, all.iter().map(|(key, _)| key.trim()).collect::<Vec<_>>());
+}
+
+/// What the comments offer for metrics is sound, and the drop-in lets it be bound.
+#[test]
+fn metrics_of_the_example_are_bound_by_the_drop_in() {
+    let text = std::fs::read_to_string(deploy("example/issuer.toml")).unwrap();
+    let on = |key: &str| {
+        text.replace("# [metrics]", "[metrics]").replace(&format!("# {key} ="), &format!("{key} ="))
+    };
+    let config = Config::parse(Path::new("issuer.toml"), &on("listen")).unwrap();
+    let Some(Endpoint::Tcp(address)) = config.metrics else { panic!("{:?}", config.metrics) };
+    let drop_in = std::fs::read_to_string(deploy("example/metrics-port.conf")).unwrap();
+    assert!(drop_in.lines().any(|line| line == format!("SocketBindAllow=tcp:{}", address.port())));
+    let prometheus = std::fs::read_to_string(deploy("prometheus/prometheus.yml")).unwrap();
+    assert!(prometheus.contains(&format!("\"{address}\"")));
+    let config = Config::parse(Path::new("issuer.toml"), &on("socket")).unwrap();
+    assert!(matches!(config.metrics, Some(Endpoint::Unix { mode: 0o660, .. })));
+    assert!(Config::load(&deploy("example/issuer.toml")).unwrap().metrics.is_none(), "off by default");
 }
 
 /// The unit does not start a daemon again that ended so: three attempts would lock most tokens.

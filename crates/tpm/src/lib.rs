@@ -54,6 +54,9 @@ pub struct TpmConfig {
     pub lane: usize,
     /// How long a request may take, waiting included.
     pub deadline: Duration,
+    /// Told of each operation that came to its end: its name, how long it took without the wait for it, and
+    /// whether it went well. Called on the TPM's thread.
+    pub told: Option<fn(&'static str, Duration, bool)>,
     /// Authorisation value of the endorsement hierarchy; empty on a TPM nobody configured.
     pub endorsement_auth: Zeroizing<Vec<u8>>,
     /// Authorisation value of the owner hierarchy; empty on a TPM nobody configured.
@@ -71,6 +74,7 @@ impl TpmConfig {
             queue: 2048,
             lane: 64,
             deadline: Duration::from_secs(30),
+            told: None,
             endorsement_auth: Zeroizing::default(),
             owner_auth: Zeroizing::default(),
         }
@@ -278,6 +282,12 @@ impl Tpm {
     #[must_use]
     pub fn queued(&self) -> usize {
         self.line.queued()
+    }
+
+    /// How often the TPM had to be opened anew.
+    #[must_use]
+    pub fn reopened(&self) -> u64 {
+        self.line.reopened()
     }
 
     /// Requests that were taken to the TPM so far, without asking it.

@@ -133,7 +133,7 @@ where
         let result = if Instant::now() >= self.deadline {
             Err(TpmError::DeadlinePassed { operation: self.operation })
         } else {
-            owner.perform(self.deadline, &self.work)
+            owner.perform(self.operation, self.deadline, &self.work)
         };
         self.reply.send(result).ok();
     }
@@ -179,17 +179,23 @@ struct Owner {
 impl Owner {
     fn perform<T>(
         &mut self,
+        operation: &'static str,
         deadline: Instant,
         work: &impl Fn(&mut Device) -> Result<T, TpmError>,
     ) -> Result<T, TpmError> {
         self.shared.served.fetch_add(1, Ordering::Relaxed);
-        match self.attempt(work) {
+        let begun = Instant::now();
+        let result = match self.attempt(work) {
             Err(TpmError::Lost { operation, source }) if Instant::now() < deadline => {
                 tracing::info!(operation, %source, "the TPM was reset or the connection to it lost; opening it anew");
                 self.attempt(work)
             }
             result => result,
+        };
+        if let Some(told) = self.config.told {
+            told(operation, begun.elapsed(), result.is_ok());
         }
+        result
     }
 
     fn attempt<T>(&mut self, work: &impl Fn(&mut Device) -> Result<T, TpmError>) -> Result<T, TpmError> {

@@ -21,7 +21,7 @@ pub struct BedOptions {
     pub trust_domain: String,
     /// `attestation.enrolment`
     pub open: bool,
-    /// Further lines of the issuer's configuration, whole tables.
+    /// Further lines of the issuer's configuration, whole tables; `{dir}` stands for the bed's directory.
     pub extra: String,
     /// Further lines of its `[attestation]` table.
     pub attestation: String,
@@ -298,7 +298,7 @@ impl Bed {
         )?;
         writeln!(text, "enrolment = \"{enrolment}\"\n{}", self.options.attestation)?;
         writeln!(text, "{}", self.policies)?;
-        writeln!(text, "{}", self.options.extra)?;
+        writeln!(text, "{}", self.options.extra.replace("{dir}", &dir.to_string()))?;
         std::fs::write(self.path("issuer.toml"), text)?;
         Ok(())
     }

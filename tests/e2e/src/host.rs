@@ -26,6 +26,8 @@ pub struct Host {
     /// Its TPM or token.
     pub proof: Proof,
     token: Option<SoftHsm>,
+    /// Further lines of its configuration, whole tables; `{dir}` stands for its directory.
+    pub extra: String,
     daemon: Option<Daemon>,
 }
 
@@ -57,7 +59,7 @@ impl Host {
     pub fn new(bed: &Bed, id: &str, proof: Proof) -> Result<Self> {
         let dir = bed.path(&format!("host-{id}"));
         std::fs::create_dir_all(&dir)?;
-        Ok(Self { dir, id: id.to_owned(), proof, token: None, daemon: None })
+        Ok(Self { dir, id: id.to_owned(), proof, token: None, extra: String::new(), daemon: None })
     }
 
     /// Gives it a PKCS#11 token for agents' keys.
@@ -200,6 +202,7 @@ impl Host {
         // Every agent of these tests is of one user.
         writeln!(text, "[limits]\nmax_agents_per_user = 1024\nbegin_burst_per_user = 100000")?;
         writeln!(text, "sign_per_second_per_user = 10000\nsign_burst_per_user = 100000")?;
+        writeln!(text, "{}", self.extra.replace("{dir}", &dir.to_string()))?;
         Ok(text)
     }
 }

@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 
 use super::Limits;
+use crate::metrics::metrics;
 use crate::observe::{ImageDigests, Observation, ObserveError, Process, observe};
 
 /// How long a connection may stay silent after it was accepted.
@@ -125,6 +126,7 @@ impl Counter {
         }
         open.0 += 1;
         open.1.insert(uid, of_user + 1);
+        metrics().connections(open.0);
         Some(Counted { counter: self.clone(), uid })
     }
 
@@ -138,6 +140,7 @@ impl Drop for Counted {
     fn drop(&mut self) {
         let mut open = self.counter.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.0 -= 1;
+        metrics().connections(open.0);
         if let Some(of_user) = open.1.get_mut(&self.uid) {
             *of_user -= 1;
             if *of_user == 0 {

@@ -21,6 +21,7 @@ use super::{Agents, CallerError};
 use crate::clock;
 use crate::keys::{AgentKey, KeyError, KeySpec, csr};
 use crate::link::issuer::{AskError, EndReason};
+use crate::metrics::{Held, metrics};
 use crate::state::Registration;
 
 /// How long a caller waits for a host daemon that has just begun and has no registrations yet.
@@ -90,6 +91,7 @@ pub(super) struct Instance {
     current: Option<Current>,
     /// A certificate was asked for, and the answer was not a refusal.
     asked: bool,
+    began: Instant,
     _place: Place,
 }
 
@@ -97,6 +99,7 @@ struct Current {
     identity: Arc<Identity>,
     serial: Bytes,
     renew_at: i64,
+    _held: Held,
 }
 
 impl Instance {
@@ -109,6 +112,7 @@ impl Instance {
         caller: Caller,
         wanted: String,
     ) -> Result<Self, InstanceError> {
+        let began = Instant::now();
         let registration = agents.registration_for(&caller, &wanted).await?;
         let id = new_id();
         let limits = agents.limits();
@@ -132,6 +136,7 @@ impl Instance {
             key: None,
             current: None,
             asked: false,
+            began,
             _place: place,
         };
         instance.renew("first").await.inspect_err(|error| instance.log_refusal(error))?;
@@ -242,6 +247,7 @@ impl Instance {
     /// For how long yet to try again; none when there is no point in it.
     fn after_failure(&self, error: &InstanceError) -> Option<Duration> {
         self.log_refusal(error);
+        metrics().not_issued(error);
         let lasting = match error {
             InstanceError::Refused { retryable, .. } => !retryable,
             InstanceError::Ended(_) | InstanceError::Answer(_) => true,
@@ -385,7 +391,12 @@ impl Instance {
         }
         self.hold_key(handle, key);
         self.log_issued(&serial, tier, custody, issued.not_after, why);
-        self.current = Some(Current { identity: Arc::new(identity), serial, renew_at });
+        metrics().issued(tier, why);
+        if self.current.is_none() {
+            metrics().first(custody, self.began.elapsed());
+        }
+        let held = metrics().holds(tier, custody);
+        self.current = Some(Current { identity: Arc::new(identity), serial, renew_at, _held: held });
         Ok(())
     }
 

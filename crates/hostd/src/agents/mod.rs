@@ -29,6 +29,7 @@ use tonic::{Request, Response, Status};
 
 use crate::keys::{KeyError, KeyStores};
 use crate::link::issuer::{EndReason, Issuer};
+use crate::metrics::{SignRefusal, metrics};
 use crate::state::State;
 use instance::Instance;
 use registry::Registry;
@@ -168,6 +169,11 @@ impl Agents {
         self.registry.len()
     }
 
+    /// When the first of the agents' present certificates ends, seconds since 1970; none where nobody has one.
+    pub fn soonest_end(&self) -> Option<i64> {
+        self.registry.soonest_end()
+    }
+
     /// How many hardware keys may be signed with.
     pub fn handles(&self) -> usize {
         self.registry.handles()
@@ -217,8 +223,10 @@ impl AgentIdentity for Service {
     ) -> Result<Response<IdentityStream>, Status> {
         let caller = self.caller(&request)?;
         let wanted = request.into_inner().agent;
-        let instance =
-            Instance::begin(self.0.clone(), caller, wanted).await.map_err(|error| Status::from(&error))?;
+        let instance = Instance::begin(self.0.clone(), caller, wanted).await.map_err(|error| {
+            metrics().not_issued(&error);
+            Status::from(&error)
+        })?;
         let first = instance.shown().ok_or_else(|| Status::internal("no identity"))?;
         let (sender, receiver) = watch::channel(first);
         tokio::spawn(instance.serve(sender));
@@ -234,38 +242,54 @@ impl AgentIdentity for Service {
         let digest: [u8; 32] = digest
             .as_ref()
             .try_into()
-            .map_err(|_| Status::invalid_argument(format!("a digest of {} bytes, not 32", digest.len())))?;
+            .map_err(|_| Status::invalid_argument(format!("a digest of {} bytes, not 32", digest.len())))
+            .inspect_err(|_| metrics().sign_refused(SignRefusal::Digest))?;
         let (process, _) = caller.present()?;
         // One answer for a handle that is another's and for one that is nobody's. The same process may run
         // another image than the one the key was made for, and have connected anew.
-        let no_key = || Status::permission_denied("no key of this process has that handle");
+        let no_key = || {
+            metrics().sign_refused(SignRefusal::NoKey);
+            Status::permission_denied("no key of this process has that handle")
+        };
         let signer = self
             .0
             .registry
             .signer(&key_handle, process.key())
             .filter(|signer| signer.live.caller.present().is_ok())
             .ok_or_else(no_key)?;
-        let busy = |what: &str| Status::resource_exhausted(format!("{what}: wait, and ask again"));
+        let busy = |why, what: &str| {
+            metrics().sign_refused(why);
+            Status::resource_exhausted(format!("{what}: wait, and ask again"))
+        };
         let _permit = signer.concurrency.try_acquire().map_err(|_| {
-            busy("this instance has as many signatures under way as limits.sign_concurrency lets it")
+            busy(
+                SignRefusal::Concurrency,
+                "this instance has as many signatures under way as limits.sign_concurrency lets it",
+            )
         })?;
         let now = Instant::now();
         if !signer.allow(now) {
-            return Err(busy("this instance asks for signatures faster than limits.sign_per_second"));
+            let what = "this instance asks for signatures faster than limits.sign_per_second";
+            return Err(busy(SignRefusal::Rate, what));
         }
         if !self.0.shares.sign(process.uid(), &self.0.limits(), now) {
             return Err(busy(
+                SignRefusal::UserRate,
                 "this user's agents ask for signatures faster than limits.sign_per_second_per_user",
             ));
         }
         let signed = signer.key.sign(digest).await;
         // Whoever asked must still be there, as he was, when he is answered; and so must the key's owner.
-        caller.present()?;
+        caller.present().inspect_err(|_| metrics().sign_refused(SignRefusal::Gone))?;
         signer.live.caller.present().map_err(|_| no_key())?;
         match signed {
-            Ok(signature) => Ok(Response::new(SignResponse { signature: signature.into() })),
+            Ok(signature) => {
+                metrics().signed(signer.key.custody(), now);
+                Ok(Response::new(SignResponse { signature: signature.into() }))
+            }
             Err(error) => {
                 let live = &signer.live;
+                metrics().sign_refused((&error).into());
                 tracing::warn!(
                     host_id = %self.0.state.host_id, agent = %live.agent, instance = %live.id,
                     reason = %error, "signature not made"

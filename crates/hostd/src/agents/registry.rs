@@ -117,6 +117,12 @@ impl Registry {
         lock(&self.live).remove(id);
     }
 
+    /// When the first of their present certificates ends; none where nobody has one.
+    pub(super) fn soonest_end(&self) -> Option<i64> {
+        // Of each the newest, which ends last: the older ones have been replaced.
+        self.all().iter().filter_map(|live| lock(&live.serials).iter().map(|(_, end)| *end).max()).min()
+    }
+
     /// How many are alive.
     pub(super) fn len(&self) -> usize {
         lock(&self.live).len()

@@ -23,6 +23,7 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 use super::caller::{AgentStream, Caller, Counted, Counter, Looks};
 use super::socket::Socket;
 use super::{Agents, Service, body};
+use crate::metrics::metrics;
 use crate::observe::ImageDigests;
 
 /// Largest request: every one of them is a few dozen bytes.
@@ -86,7 +87,10 @@ async fn accept<H: Health>(
                 let attended = attend(stream, counted, looking, services.clone(), stopping.clone());
                 connections.spawn(attended);
             }
-            None => tracing::warn!(uid, open = counter.len(), "connection refused: too many are open"),
+            None => {
+                metrics().connection_refused();
+                tracing::warn!(uid, open = counter.len(), "connection refused: too many are open");
+            }
         }
     }
 }

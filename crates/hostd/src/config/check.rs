@@ -39,6 +39,7 @@ impl Faults {
         let pkcs11 = raw.pkcs11.and_then(|raw| self.pkcs11(raw));
         let socket = self.socket(raw.agent_socket);
         let limits = self.limits(&raw.limits);
+        let metrics = raw.metrics.check(&mut |key, problem| self.note(key, problem));
         let log_level = raw.log.level.unwrap_or_else(|| "info".to_owned());
         if let Err(e) = crate::logging::targets(&log_level) {
             self.note("log.level", format!("{e}; write e.g. \"info\" or \"info,hallmark_hostd=debug\""));
@@ -53,6 +54,7 @@ impl Faults {
             pkcs11,
             socket,
             limits,
+            metrics,
             log_format: raw.log.format.unwrap_or(LogFormat::Text),
             log_level,
         })

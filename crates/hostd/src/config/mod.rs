@@ -11,6 +11,7 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use hallmark_core::id::{HostId, TrustDomain};
+use hallmark_telemetry::Endpoint;
 use serde::Deserialize;
 
 use crate::agents::Limits;
@@ -117,6 +118,8 @@ pub struct Config {
     pub socket: SocketConfig,
     /// What agents may ask for, at most.
     pub limits: Limits,
+    /// Where metrics are served, if they are.
+    pub metrics: Option<Endpoint>,
     /// Log form.
     pub log_format: LogFormat,
     /// Log filter: `LEVEL[,TARGET=LEVEL…]`.
@@ -174,6 +177,7 @@ impl Config {
         compare("tpm, event_log or join token", self.proof == new.proof);
         compare("pkcs11", self.pkcs11 == new.pkcs11);
         compare("agent_socket", self.socket == new.socket);
+        compare("metrics", self.metrics == new.metrics);
         compare("log.format", self.log_format == new.log_format);
         keys
     }
@@ -268,6 +272,19 @@ level = "=="
             keys(&format!("{GOOD}\n[limits]\nmax_agents_per_user = 0")),
             ["limits.max_agents_per_user"]
         );
+    }
+
+    #[test]
+    fn metrics_are_off_and_then_for_this_machine_alone() {
+        assert_eq!(parse(GOOD).unwrap().metrics, None);
+        let on = parse(&format!("{GOOD}\n[metrics]\nlisten = \"127.0.0.1:9465\"")).unwrap();
+        assert_eq!(on.metrics, Some(Endpoint::Tcp("127.0.0.1:9465".parse().unwrap())));
+        let error = parse(&format!("{GOOD}\n[metrics]\nlisten = \"0.0.0.0:9465\"")).unwrap_err();
+        assert!(
+            error.to_string().contains("metrics.listen: \"0.0.0.0:9465\" is not a loopback address"),
+            "{error}"
+        );
+        assert_eq!(parse(GOOD).unwrap().needs_restart(&on), ["metrics"].into());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use hallmark_telemetry::RawMetrics;
 use serde::Deserialize;
 
 use super::LogFormat;
@@ -21,6 +22,8 @@ pub(super) struct Raw {
     pub(super) agent_socket: RawSocket,
     #[serde(default)]
     pub(super) limits: RawLimits,
+    #[serde(default)]
+    pub(super) metrics: RawMetrics,
     #[serde(default)]
     pub(super) log: RawLog,
 }

@@ -12,6 +12,7 @@ use tonic::Status;
 use tonic::codegen::Bytes;
 use tonic::transport::Channel;
 
+use crate::metrics::metrics;
 use crate::state::State;
 
 /// Items in one call: the issuer takes no more.
@@ -211,6 +212,7 @@ async fn call(batch: Vec<Item>, channel: Option<Channel>, away: Option<String>) 
     if answers.is_empty() {
         return;
     }
+    metrics().asked(items.len());
     let results = match channel {
         Some(channel) => issue(channel, items).await,
         None => Err(AskError::Away(away.unwrap_or_default())),

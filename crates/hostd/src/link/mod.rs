@@ -21,6 +21,7 @@ use tonic::transport::Channel;
 
 use crate::clock;
 use crate::keys::KeyError;
+use crate::metrics::metrics;
 use crate::state::State;
 use attester::{AttestError, Attester};
 use issuer::{AskError, QuoteWanted};
@@ -196,6 +197,7 @@ impl Link {
     }
 
     fn down(&self, endpoint: &str, error: &LinkError, was_up: bool) {
+        metrics().link_failed();
         self.connection.send_replace(None);
         self.state.standing.send_modify(|standing| {
             standing.connected = false;
@@ -279,6 +281,7 @@ impl Link {
         self.attest_at =
             again(now, svid.not_after, attested.attest_again_at, rand::rng().random_range(0.9..1.0));
         self.quoted_at = now;
+        metrics().attested(now, svid.not_after);
         if let Some(bundles) = attested.bundles {
             self.take_bundles(bundles);
         }

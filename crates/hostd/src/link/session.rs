@@ -14,6 +14,7 @@ use tonic::{Code, Status};
 use super::issuer::{AskError, QuoteWanted};
 use super::{Link, LinkError, attest, is_host_disabled, unmet};
 use crate::clock;
+use crate::metrics::metrics;
 
 /// How long the issuer may take to open the stream.
 const OPEN: Duration = Duration::from_secs(20);
@@ -180,6 +181,7 @@ impl Link {
             Err(error) if error.is_host_disabled() => return Err(error),
             Ok(accepted) => {
                 self.quoted_at = clock::now();
+                metrics().quoted(self.quoted_at);
                 self.state.standing.send_modify(|standing| {
                     standing.quote_valid_until = accepted.quote_valid_until;
                     standing.highest_tier = accepted.highest_tier;

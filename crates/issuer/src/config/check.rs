@@ -104,6 +104,7 @@ impl Faults {
         }
         let limits = self.limits(raw.limits);
         let store = self.store(raw.store, &raw.issuer_id, ca.as_ref());
+        let metrics = raw.metrics.check(&mut |key, problem| self.note(key, problem));
         Some(Config {
             file: file.to_owned(),
             trust_domain: trust_domain?,
@@ -121,6 +122,7 @@ impl Faults {
             attestation,
             crl_url: raw.crl.url,
             limits,
+            metrics,
             log_format: raw.log.format.unwrap_or(LogFormat::Text),
             log_level: raw.log.level.unwrap_or_else(|| "info".to_owned()),
         })

@@ -17,6 +17,7 @@ use hallmark_core::id::{IssuerId, TrustDomain};
 use hallmark_core::pcr::{PcrPolicy, PcrSelection};
 use hallmark_core::registration::HostPattern;
 use hallmark_core::x509::Curve;
+use hallmark_telemetry::Endpoint;
 use serde::Deserialize;
 
 use check::Faults;
@@ -188,6 +189,8 @@ pub struct Config {
     pub crl_url: Option<String>,
     /// What the door lets anybody hold.
     pub limits: Limits,
+    /// Where metrics are served, if they are.
+    pub metrics: Option<Endpoint>,
     /// Log form.
     pub log_format: LogFormat,
     /// Log filter, in `tracing` syntax.

@@ -136,3 +136,13 @@ fn limits_follow_from_those_given_and_each_fault_names_its_key() {
         assert_eq!(keys, [format!("limits.{key}")], "{key} = {bad}: {error}");
     }
 }
+
+#[test]
+fn metrics_are_off_and_then_for_this_machine_alone() {
+    assert_eq!(Config::parse(Path::new("t.toml"), GOOD).unwrap().metrics, None);
+    let on = format!("{GOOD}\n[metrics]\nlisten = \"[::1]:9464\"\n");
+    let metrics = Config::parse(Path::new("t.toml"), &on).unwrap().metrics;
+    assert_eq!(metrics, Some(Endpoint::Tcp("[::1]:9464".parse().unwrap())));
+    assert_eq!(faults(&on.replace("[::1]", "192.0.2.7")), ["metrics.listen"]);
+    assert_eq!(faults(&format!("{GOOD}\n[metrics]\nsocket = \"/m\"\nmode = \"0666\"\n")), ["metrics.mode"]);
+}

@@ -29,6 +29,8 @@ use http2::Bounds;
 use keeper::Doorkeeper;
 pub(crate) use keeper::MAX_MESSAGE;
 
+use crate::metrics::metrics;
+
 /// What is refused is logged so often at the most: a log is a thing to fill, too.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
@@ -134,6 +136,7 @@ struct Refusals(Mutex<(Option<Instant>, u64)>);
 
 impl Refusals {
     fn note(&self, remote: SocketAddr, reason: &dyn std::fmt::Display) {
+        metrics().connection_refused();
         let mut since = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         since.1 += 1;
         if since.0.is_some_and(|last| last.elapsed() < LOG_EVERY) {

@@ -21,6 +21,7 @@ use super::{AttestRefusal, Release, retire, standing};
 use crate::ca::SignedHost;
 use crate::config::Enrolment;
 use crate::issuer::{Issuer, Turn};
+use crate::metrics::{Proving, metrics};
 use crate::record::{Entry, Kind, Record};
 use crate::standing::{HostState, Stored, StoredEkTrust, TpmState};
 use crate::store::{AllowedEk, Conflict, JoinTokenSpend, StoreError, Write};
@@ -49,11 +50,16 @@ pub async fn attest(
     mut requests: Streaming<wire::AttestRequest>,
     answers: &Answers,
 ) -> Result<wire::HostAttested, AttestRefusal> {
+    let begun = Instant::now();
     let hello = tokio::time::timeout(HELLO_DEADLINE, hello(&mut requests))
         .await
         .map_err(|_| AttestRefusal::Protocol("no hello came".to_owned()))??;
     let host: HostId = hello.host_id.parse().map_err(|e| AttestRefusal::Protocol(format!("host id: {e}")))?;
     let version: String = hello.version.chars().filter(|c| !c.is_control()).take(64).collect();
+    let shown = match &hello.proof {
+        Some(wire::host_hello::Proof::JoinToken(_)) => "join-token",
+        _ => "tpm",
+    };
     let proof = async {
         match hello.proof {
             Some(wire::host_hello::Proof::Tpm(tpm)) => {
@@ -67,6 +73,7 @@ pub async fn attest(
     };
     let deadline = issuer.config().limits.attestation_timeout;
     let result = tokio::time::timeout(deadline, proof).await.unwrap_or(Err(AttestRefusal::Deadline));
+    metrics().proved(Proving::Attest, shown, result.as_ref().err().map(AttestRefusal::code), begun);
     if let Err(refusal) = &result {
         tracing::warn!(host_id = %host, remote, code = refusal.code(), reason = ?refusal.to_string(), "host refused");
         issuer.counters().refused();

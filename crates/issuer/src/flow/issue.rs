@@ -1,6 +1,7 @@
 //! Issuing agents' SVIDs: a batch from one host, each item granted or refused by itself.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use hallmark_core::decide::{self, AgentStanding, Grant, KeyStanding, Pkcs11Assertion, Refusal};
 use hallmark_core::evidence;
@@ -8,6 +9,7 @@ use hallmark_core::id::{AgentName, HostId, InstanceId};
 use hallmark_core::pcr::PcrSelection;
 use hallmark_core::registration::Registered;
 use hallmark_core::selector::{Selector, SelectorSet};
+use hallmark_core::tier::Tier;
 use hallmark_core::x509::Csr;
 use hallmark_proto::issuer as wire;
 use tonic::Status;
@@ -15,7 +17,9 @@ use tonic::Status;
 use super::Release;
 use crate::ca::Signed;
 use crate::issuer::{Issuer, Snapshot};
+use crate::metrics::metrics;
 use crate::record::{Entry, Kind, Record, UnmetEntry};
+use crate::registry::Registry;
 use crate::store::{Issue, Recorded, Stale, Write};
 
 /// Most items in one call.
@@ -46,6 +50,7 @@ pub async fn issue(
             items.len()
         )));
     }
+    let (begun, count) = (Instant::now(), items.len());
     let mut results: Vec<Option<wire::IssueResult>> = items.iter().map(|_| None).collect();
     let mut waiting: Vec<Waiting> =
         items.into_iter().enumerate().map(|(place, item)| Waiting { place, item, denial: None }).collect();
@@ -54,8 +59,10 @@ pub async fn issue(
         let snapshot = issuer
             .snapshot(host)
             .ok_or_else(|| Status::permission_denied("this host is not enrolled here"))?;
+        let (registry, standing_age) = (snapshot.registry.clone(), snapshot.standing_age());
 
         // Appraise, decide, sign.
+        let deciding = Instant::now();
         let decided = if waiting.len() <= INLINE && !issuer.ca().blocks() {
             decide_all(issuer, &snapshot, waiting)
         } else {
@@ -64,6 +71,8 @@ pub async fn issue(
                 .await
                 .map_err(|_| Status::internal("issuing failed"))?
         };
+
+        metrics().decided(deciding);
 
         // Record.
         let (mut writes, mut outcomes) =
@@ -80,7 +89,8 @@ pub async fn issue(
             match recorded {
                 Ok(recorded) => {
                     if let Some(result) = results.get_mut(place) {
-                        *result = Some(release(issuer, outcome, recorded));
+                        let asked = Asked { agent: &item.agent, registry: &registry, standing_age };
+                        *result = Some(release(issuer, outcome, recorded, &asked));
                     }
                 }
                 Err(stale) => waiting.push(Waiting { place, item, denial: outdated(stale, round) }),
@@ -90,6 +100,7 @@ pub async fn issue(
             break;
         }
     }
+    metrics().answered(count, begun);
     results.into_iter().map(|result| result.ok_or_else(|| Status::internal("issuing failed"))).collect()
 }
 
@@ -349,15 +360,37 @@ fn refused_entry(
     .entry(snapshot.now, Kind::Svid, "refused", None)
 }
 
-fn release(issuer: &Issuer, outcome: Result<Signed, Denial>, recorded: Recorded) -> wire::IssueResult {
+/// What a decision was about, for the counts.
+struct Asked<'a> {
+    agent: &'a str,
+    registry: &'a Registry,
+    standing_age: i64,
+}
+
+impl Asked<'_> {
+    /// The tier that is registered; none for a name that is not.
+    fn tier(&self) -> Option<Tier> {
+        let name: AgentName = self.agent.parse().ok()?;
+        self.registry.agents.get(&name).map(|registered| registered.registration.tier())
+    }
+}
+
+fn release(
+    issuer: &Issuer,
+    outcome: Result<Signed, Denial>,
+    recorded: Recorded,
+    asked: &Asked<'_>,
+) -> wire::IssueResult {
     let outcome = match outcome {
         Ok(signed) => {
             let release = Release::new(signed, recorded);
             issuer.counters().issued(release.signed());
+            metrics().issued(release.signed(), asked.standing_age);
             wire::issue_result::Outcome::Issued(issued(issuer, &release))
         }
         Err(denial) => {
             issuer.counters().refused();
+            metrics().refused(asked.tier(), denial.code, denial.unmet.iter().map(|u| u.code.as_str()));
             wire::issue_result::Outcome::Refused(wire::Refused {
                 code: denial.code.to_owned(),
                 unmet: denial.unmet,

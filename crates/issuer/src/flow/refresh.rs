@@ -1,6 +1,7 @@
 //! A fresh quote from a host that has a credential: what the advanced tier asks for at every renewal.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use hallmark_core::decide::highest_tier;
 use hallmark_core::evidence;
@@ -14,6 +15,7 @@ use tonic::{Status, Streaming};
 use super::{AttestRefusal, retire, standing};
 use crate::convert;
 use crate::issuer::Issuer;
+use crate::metrics::{Proving, metrics};
 use crate::record::{Kind, Record};
 use crate::standing::HostState;
 use crate::store::Write;
@@ -28,7 +30,9 @@ pub async fn refresh(
     requests: Streaming<wire::RefreshRequest>,
     answers: &mpsc::Sender<Result<wire::RefreshResponse, Status>>,
 ) -> Result<wire::RefreshAccepted, AttestRefusal> {
+    let begun = Instant::now();
     let result = run(issuer, host, requests, answers).await;
+    metrics().proved(Proving::Refresh, "quote", result.as_ref().err().map(AttestRefusal::code), begun);
     if let Err(refusal) = &result {
         tracing::warn!(host_id = %host, code = refusal.code(), reason = ?refusal.to_string(), "quote refused");
         issuer.counters().refused();

@@ -6,6 +6,7 @@ use hallmark_core::id::{AgentName, HostId, InstanceId};
 
 use crate::admin::Operator;
 use crate::issuer::Issuer;
+use crate::metrics::metrics;
 use crate::store::{Ended, Ending, StoreError, Who, Write};
 
 /// Why an instance ended; anything else a host says is kept as `other`.
@@ -70,7 +71,8 @@ pub async fn end(
 }
 
 /// One line for each instance that ended.
-pub(super) fn log(ended: &[Ended], reason: &str, operator: Option<&Operator>) {
+pub(super) fn log(ended: &[Ended], reason: &'static str, operator: Option<&Operator>) {
+    metrics().ended(reason, ended.len());
     for Ended { instance, agent, host, tier, serials, .. } in ended {
         tracing::info!(
             host_id = %host, %agent, %instance, %tier, certificates = serials.len(), reason,

@@ -84,6 +84,11 @@ impl Live {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many instances hold a valid credential at `now`, of those that this process has seen.
+    pub fn count(&self, now: i64) -> usize {
+        self.lock().instances.values().filter(|i| !i.ended && i.not_after > now).count()
+    }
+
     /// Where a host stands. A decision upon its standing reads this first, and the standing after it.
     pub fn epoch(&self, host: &HostId) -> u64 {
         self.lock().epochs.get(host).copied().unwrap_or_default()

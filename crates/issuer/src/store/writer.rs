@@ -22,6 +22,7 @@ use super::rows;
 use super::shared::{self, Ear};
 use super::write::{After, Issue, Recorded, Reply, Request, Write, WriteOutcome};
 use super::{StoreError, signed, unix_now};
+use crate::metrics::metrics;
 use crate::record::Entry;
 
 /// Most requests gathered into one commit.
@@ -79,7 +80,11 @@ impl Writer {
                 writes.push(request.writes);
                 answers.push((request.after, request.reply));
             }
-            match self.commit(writes).await {
+            metrics().taken(answers.len(), queue.len());
+            let begun = Instant::now();
+            let committed = self.commit(writes).await;
+            metrics().committed(begun.elapsed(), committed.is_ok(), self.log.size());
+            match committed {
                 Ok(outcomes) => self.answer(answers, outcomes),
                 Err(error) => {
                     self.reload = true;

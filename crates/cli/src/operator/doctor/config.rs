@@ -32,6 +32,7 @@ pub(super) fn examine(scope: &'static str, path: &Path, report: &mut Report) {
     match toml::from_str::<Value>(&text) {
         Ok(config) => {
             entries(scope, "", &config, report);
+            metrics(scope, &config, report);
             if scope == "host" {
                 tpm(&config, report);
             }
@@ -70,6 +71,16 @@ fn entry(scope: &'static str, key: &str, name: &str, value: &Value, report: &mut
     } else if matches!(key, "module" | "infrastructure_root" | "ek_roots") && path.is_absolute() {
         paths::public_file(scope, name, path, report);
     }
+}
+
+/// Who can read the metrics: a port on loopback is open to every user of this machine, a socket to whom its mode
+/// lets.
+fn metrics(scope: &'static str, config: &Value, report: &mut Report) {
+    let Some(socket) = config.get("metrics").and_then(|m| m.get("socket")).and_then(Value::as_str) else {
+        return;
+    };
+    let unit = if scope == "host" { "hallmark-hostd" } else { "hallmark-issuer" };
+    paths::socket(scope, "metrics socket", Path::new(socket), unit, report);
 }
 
 /// The TPM's device node, where the host proves itself by a TPM behind one.
@@ -127,6 +138,20 @@ mod tests {
         assert_eq!(outcome("[tpm]\ntcti = \"swtpm:port=1\"", "TPM device"), Some(Outcome::Warning));
         assert_eq!(outcome("[tpm]\ntcti = \"device:/dev/null\"", "TPM device"), Some(Outcome::Failure));
         assert_eq!(outcome("host_id = \"a\"", "TPM device"), None);
+    }
+
+    #[test]
+    fn a_metrics_socket_is_looked_at_and_a_port_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("m.sock");
+        let text = format!("[metrics]\nsocket = {socket:?}");
+        assert_eq!(outcome(&text, "metrics socket"), Some(Outcome::Failure), "it is not there");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        for (mode, expected) in [(0o666, Outcome::Failure), (0o660, Outcome::Ok)] {
+            std::fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+            assert_eq!(outcome(&text, "metrics socket"), Some(expected));
+        }
+        assert_eq!(outcome("[metrics]\nlisten = \"127.0.0.1:9464\"", "metrics socket"), None);
     }
 
     #[test]
