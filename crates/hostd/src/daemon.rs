@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
 use crate::agents::{Agents, Socket, SocketError, serve};
-use crate::config::{Config, Pkcs11Config, Proof, SocketConfig};
+use crate::config::{Config, IssuerOrder, Pkcs11Config, Proof, SocketConfig};
 use crate::keys::{KeyError, KeyStore, KeyStores, Pkcs11Keys, TpmKeys};
 use crate::link::attester::{AttestError, Attester};
 use crate::link::issuer::Issuer;
@@ -117,6 +117,10 @@ pub async fn run(config: Config, log: LogLevel) -> Result<(), DaemonError> {
     let shown = config.metrics.as_ref().map(|at| Served::bind(at, metrics().registry(&agents, tpm.clone())));
     let shown = shown.transpose()?.map(|shown| tokio::spawn(shown.run()));
     let link = Link::new(config.endpoints.clone(), roots, attester, state.clone(), connection, quotes);
+    let link = match config.order {
+        IssuerOrder::Spread => link,
+        IssuerOrder::Listed => link.in_order(config.endpoints.clone()),
+    };
     let link = tokio::spawn(link.run());
     let (stop, stopped) = oneshot::channel::<()>();
     let mut server = tokio::spawn(serve(agents.clone(), socket, async {

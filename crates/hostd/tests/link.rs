@@ -55,9 +55,10 @@ impl Host {
         let (state, revoked) = State::new(host, TRUST_DOMAIN.parse().unwrap());
         let (connection, connected) = watch::channel(None);
         let (issuer, quotes) = Issuer::new(connected, state.clone());
-        let endpoints = issuers.iter().map(|i| i.endpoint()).collect();
+        let endpoints: Vec<String> = issuers.iter().map(|i| i.endpoint()).collect();
         let roots = issuers.last().unwrap().infra_roots();
-        let link = Link::new(endpoints, roots, attester, state.clone(), connection, quotes)
+        let link = Link::new(Vec::new(), roots, attester, state.clone(), connection, quotes)
+            .in_order(endpoints)
             .ask_when_disabled_every(std::time::Duration::from_millis(20));
         Self { state, issuer, revoked, link: tokio::spawn(link.run()), token }
     }

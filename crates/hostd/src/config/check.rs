@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::raw::{Raw, RawLimits, RawPkcs11, RawSocket, RawTpm};
-use super::{Config, Fault, LogFormat, Pkcs11Config, Proof, SecretSource, SocketConfig};
+use super::{Config, Fault, IssuerOrder, LogFormat, Pkcs11Config, Proof, SecretSource, SocketConfig};
 use crate::agents::Limits;
 
 /// All faults found so far.
@@ -48,6 +48,7 @@ impl Faults {
             file: file.to_owned(),
             trust_domain: trust_domain?,
             host_id: host_id?,
+            order: raw.issuer.order.unwrap_or(IssuerOrder::Spread),
             endpoints: raw.issuer.endpoints,
             infrastructure_root,
             proof: proof?,

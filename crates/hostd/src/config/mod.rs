@@ -85,6 +85,16 @@ pub struct SocketConfig {
     pub group: Option<String>,
 }
 
+/// In which order the issuers are tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IssuerOrder {
+    /// Each host in an order of its own: they spread over all issuers.
+    Spread,
+    /// As they are listed.
+    Listed,
+}
+
 /// How the log is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -106,7 +116,9 @@ pub struct Config {
     pub trust_domain: TrustDomain,
     /// This host.
     pub host_id: HostId,
-    /// The issuers, in the order in which they are tried.
+    /// In which order the issuers are tried.
+    pub order: IssuerOrder,
+    /// The issuers.
     pub endpoints: Vec<String>,
     /// The root that the issuer's own certificate must chain to, PEM.
     pub infrastructure_root: PathBuf,
@@ -172,7 +184,9 @@ impl Config {
         compare("host_id", self.host_id == new.host_id);
         compare(
             "issuer",
-            self.endpoints == new.endpoints && self.infrastructure_root == new.infrastructure_root,
+            self.endpoints == new.endpoints
+                && self.order == new.order
+                && self.infrastructure_root == new.infrastructure_root,
         );
         compare("tpm, event_log or join token", self.proof == new.proof);
         compare("pkcs11", self.pkcs11 == new.pkcs11);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use hallmark_telemetry::RawMetrics;
 use serde::Deserialize;
 
-use super::LogFormat;
+use super::{IssuerOrder, LogFormat};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -32,6 +32,7 @@ pub(super) struct Raw {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawIssuer {
     pub(super) endpoints: Vec<String>,
+    pub(super) order: Option<IssuerOrder>,
     pub(super) infrastructure_root: Option<PathBuf>,
 }
 

@@ -5,6 +5,7 @@ mod attest;
 pub mod attester;
 pub mod issuer;
 mod join;
+mod order;
 mod session;
 mod tpm;
 
@@ -25,6 +26,7 @@ use crate::metrics::metrics;
 use crate::state::State;
 use attester::{AttestError, Attester};
 use issuer::{AskError, QuoteWanted};
+use order::Order;
 
 pub use join::JoinToken;
 pub use tpm::{TpmAttester, ek_digest};
@@ -110,7 +112,7 @@ fn is_host_disabled(status: &Status) -> bool {
 
 /// See the module.
 pub struct Link {
-    endpoints: Vec<String>,
+    order: Order,
     roots: Shared<InfraRoots>,
     attester: Arc<dyn Attester>,
     state: Arc<State>,
@@ -125,7 +127,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// To the first of `endpoints` that answers. Connections come out of `connection`, wishes for a fresh
+    /// To the first of `endpoints`, in this host's own order, that answers. Connections come out of `connection`, wishes for a fresh
     /// quote in by `quotes`.
     pub fn new(
         endpoints: Vec<String>,
@@ -138,7 +140,7 @@ impl Link {
         let roots = Shared::new(roots);
         let svid = SwappableCert::new();
         Self {
-            endpoints,
+            order: Order::new(endpoints, &state.host_id, true),
             roots,
             attester,
             state,
@@ -149,6 +151,12 @@ impl Link {
             quoted_at: 0,
             disabled_retry: DISABLED,
         }
+    }
+
+    /// Tries the issuers as they are listed, and does not spread hosts over them.
+    pub fn in_order(self, endpoints: Vec<String>) -> Self {
+        let order = Order::new(endpoints, &self.state.host_id, false);
+        Self { order, ..self }
     }
 
     /// Asks this often, more or less, whether a host that was disabled is enabled again.
@@ -164,11 +172,8 @@ impl Link {
 
     async fn keep_up(mut self) {
         let mut wait = BACKOFF.0;
-        let mut turn = 0;
         loop {
-            let Some(endpoint) = self.endpoints.get(turn % self.endpoints.len().max(1)).cloned() else {
-                return;
-            };
+            let Some(endpoint) = self.order.current().map(str::to_owned) else { return };
             let mut connected = false;
             let outcome = self.session(&endpoint, &mut connected).await;
             if connected {
@@ -176,17 +181,26 @@ impl Link {
             }
             match outcome {
                 // Attest again, and take the connection up with the new credential.
-                Ok(()) => self.attest_at = 0,
+                Ok(()) => {
+                    self.attest_at = 0;
+                    self.order.try_first();
+                }
                 Err(error) if error.is_host_disabled() => {
                     self.disabled(&endpoint, &error);
-                    turn += 1;
+                    self.order.next();
                     let pause = self.disabled_retry.mul_f64(rand::rng().random_range(0.75..1.25));
                     self.pause(pause, &error.to_string()).await;
                 }
+                // Agents were served by the other one all along.
+                Err(error) if !connected && self.order.not_yet() => {
+                    self.attest_at = 0;
+                    tracing::info!(
+                        host_id = %self.state.host_id, issuer = endpoint, reason = %error, "issuer not back yet"
+                    );
+                }
                 Err(error) => {
                     self.down(&endpoint, &error, connected);
-                    turn += 1;
-                    if turn % self.endpoints.len() == 0 || connected {
+                    if self.order.next() || connected {
                         let pause = wait.mul_f64(rand::rng().random_range(0.5..1.0));
                         wait = (wait * 2).min(BACKOFF.1);
                         self.pause(pause, &error.to_string()).await;
@@ -310,14 +324,20 @@ impl Link {
     /// A channel that shows no certificate.
     fn strangers_channel(&self, endpoint: &str) -> Result<Channel, LinkError> {
         let config = tls::client_config(Accept::Issuers(self.roots.clone()), None)?;
-        Ok(tls::channel(endpoint, Arc::new(config), ChannelOptions::default())?)
+        let options =
+            ChannelOptions { spread: order::place(&self.state.host_id), ..ChannelOptions::default() };
+        Ok(tls::channel(endpoint, Arc::new(config), options)?)
     }
 
     /// A channel that shows the host's SVID.
     fn channel(&self, endpoint: &str) -> Result<Channel, LinkError> {
         let accept = Accept::Issuers(self.roots.clone());
         let config = tls::client_config(accept, Some(self.svid.clone()))?;
-        let options = ChannelOptions { identity: Some(self.svid.clone()), ..ChannelOptions::default() };
+        let options = ChannelOptions {
+            identity: Some(self.svid.clone()),
+            spread: order::place(&self.state.host_id),
+            ..ChannelOptions::default()
+        };
         Ok(tls::channel(endpoint, Arc::new(config), options)?)
     }
 }

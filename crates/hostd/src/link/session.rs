@@ -62,6 +62,7 @@ impl Link {
             }
         };
         *connected = true;
+        self.order.serves();
         self.up(endpoint, &channel);
         let mut quoting = Quoting::default();
         let mut newest = 0;

@@ -1,8 +1,10 @@
 //! Channels: gRPC over TLS to an issuer, and over a Unix socket on one machine.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::Uri;
@@ -30,6 +32,8 @@ pub struct ChannelOptions {
     pub identity: Option<Arc<SwappableCert>>,
     /// The longest a connection lives, certificates aside.
     pub max_age: Option<Duration>,
+    /// At which of a name's addresses to begin: clients that differ in it spread over all of them.
+    pub spread: usize,
 }
 
 impl Default for ChannelOptions {
@@ -40,6 +44,7 @@ impl Default for ChannelOptions {
             keepalive_timeout: Duration::from_secs(10),
             identity: None,
             max_age: None,
+            spread: 0,
         }
     }
 }
@@ -88,7 +93,8 @@ pub fn channel(
         .http2_keep_alive_interval(options.keepalive_interval)
         .keep_alive_timeout(options.keepalive_timeout)
         .keep_alive_while_idle(true);
-    let target = Arc::new(Target { host, port, name, config, options });
+    let first = AtomicUsize::new(options.spread);
+    let target = Arc::new(Target { host, port, name, config, options, first });
     Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
         let target = target.clone();
         async move { target.connect().await.map(TokioIo::new) }
@@ -111,17 +117,43 @@ struct Target {
     name: ServerName<'static>,
     config: Arc<ClientConfig>,
     options: ChannelOptions,
+    /// The address to begin at: the one that answered last.
+    first: AtomicUsize,
 }
 
 impl Target {
+    /// Tries a name's addresses one after the other: each has its share of the time, so that one that swallows
+    /// everything does not keep the others from being tried.
     async fn connect(&self) -> io::Result<CappedStream<TlsStream<TcpStream>>> {
-        tokio::time::timeout(self.options.connect_timeout, self.handshake())
-            .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "connecting took too long"))?
+        let late = || io::Error::new(io::ErrorKind::TimedOut, "connecting took too long");
+        let whole = self.options.connect_timeout;
+        let looked_up = tokio::net::lookup_host((self.host.as_str(), self.port));
+        let mut addresses: Vec<SocketAddr> =
+            tokio::time::timeout(whole, looked_up).await.map_err(|_| late())??.collect();
+        // Resolvers turn the list as they like.
+        addresses.sort_unstable();
+        addresses.dedup();
+        let share = whole / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+        let begin = self.first.load(Ordering::Relaxed);
+        let mut failed = io::Error::new(io::ErrorKind::NotFound, format!("{} has no address", self.host));
+        for turn in 0..addresses.len() {
+            let place = begin.wrapping_add(turn);
+            match tokio::time::timeout(share, self.handshake(addresses[place % addresses.len()])).await {
+                Ok(Ok(stream)) => {
+                    self.first.store(place, Ordering::Relaxed);
+                    return Ok(stream);
+                }
+                Ok(Err(error)) => failed = error,
+                Err(_) => failed = late(),
+            }
+        }
+        // The next try begins elsewhere.
+        self.first.store(begin.wrapping_add(1), Ordering::Relaxed);
+        Err(failed)
     }
 
-    async fn handshake(&self) -> io::Result<CappedStream<TlsStream<TcpStream>>> {
-        let socket = TcpStream::connect((self.host.as_str(), self.port)).await?;
+    async fn handshake(&self, address: SocketAddr) -> io::Result<CappedStream<TlsStream<TcpStream>>> {
+        let socket = TcpStream::connect(address).await?;
         socket.set_nodelay(true)?;
         let remote = socket.peer_addr().ok();
         // Read before the handshake: should the certificate be swapped meanwhile, the earlier end counts.
