@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use hallmark_hsm::{EXIT_PIN_REFUSED, HsmError};
+use hallmark_issuer::backup::{self, Newer};
 use hallmark_issuer::config::Config;
 use hallmark_issuer::{ek_roots, init, logging, run};
 
@@ -47,6 +48,36 @@ enum Command {
         /// Allow CA keys in this process's memory (ca.backend = "software"): made anew at each start.
         #[arg(long)]
         dev: bool,
+    },
+    /// Write a backup of the store into a new file; the issuer may run meanwhile.
+    ///
+    /// The backup is verified: its records lead to their signed checkpoint. It holds no key: CA keys and the log's key
+    /// are in the token, which has backups of its own.
+    Backup {
+        /// Configuration file.
+        #[arg(long, default_value = "/etc/hallmark/issuer.toml")]
+        config: PathBuf,
+        /// The file to make; it must not exist.
+        file: PathBuf,
+    },
+    /// Put a backup back, where no store is; the issuer must not run.
+    ///
+    /// The backup is verified first. If the log in files (data_dir/log) has records that the backup lacks, nothing is
+    /// done until you say what becomes of them.
+    Restore {
+        /// Configuration file.
+        #[arg(long, default_value = "/etc/hallmark/issuer.toml")]
+        config: PathBuf,
+        /// Take the records that the backup lacks from the log's files, after verifying them. What they do not say is
+        /// decided against whoever it would favour; what is left to do is printed.
+        #[arg(long, conflicts_with = "discard_newer")]
+        from_log: bool,
+        /// Give up the records that the backup lacks: the log's files are moved aside. Whoever kept a later checkpoint
+        /// can prove that the log lost records, and credentials given out since are unknown here.
+        #[arg(long)]
+        discard_newer: bool,
+        /// The backup.
+        file: PathBuf,
     },
     /// Check a configuration file and say everything that is wrong with it.
     CheckConfig {
@@ -113,6 +144,17 @@ fn command(command: Command) -> anyhow::Result<()> {
             let config = Config::load(&config)?;
             let level = logging::start(config.log_format, &config.log_level).map_err(anyhow::Error::msg)?;
             runtime()?.block_on(run::run(config, dev, level))
+        }
+        Command::Backup { config, file } => {
+            runtime()?.block_on(backup::backup(&Config::load(&config)?, &file))
+        }
+        Command::Restore { config, from_log, discard_newer, file } => {
+            let newer = match (from_log, discard_newer) {
+                (true, _) => Newer::FromLog,
+                (_, true) => Newer::Discard,
+                _ => Newer::Refuse,
+            };
+            runtime()?.block_on(backup::restore(&Config::load(&config)?, &file, newer))
         }
         Command::CheckConfig { config } => {
             Config::load(&config)?;

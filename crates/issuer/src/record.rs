@@ -4,6 +4,8 @@
 //! holds digests of evidence, never secrets. Fields that a decision does not have are left out; a reader
 //! of version 1 ignores fields it does not know.
 
+use std::borrow::Cow;
+
 use hallmark_proto::issuer::Unmet;
 use serde::{Deserialize, Serialize};
 
@@ -16,8 +18,8 @@ const USUAL: usize = 1024;
 #[derive(Debug, Clone)]
 pub struct Entry {
     pub(crate) at: i64,
-    pub(crate) kind: &'static str,
-    pub(crate) outcome: &'static str,
+    pub(crate) kind: Cow<'static, str>,
+    pub(crate) outcome: Cow<'static, str>,
     pub(crate) host_id: Option<String>,
     pub(crate) agent: Option<String>,
     pub(crate) serial: Option<[u8; 16]>,
@@ -44,6 +46,8 @@ pub enum Kind {
     Enrolment,
     /// The issuer's own credential.
     IssuerSvid,
+    /// The store was put back from a backup.
+    Restore,
 }
 
 impl Kind {
@@ -58,6 +62,7 @@ impl Kind {
             Kind::Registration => "registration",
             Kind::Enrolment => "enrolment",
             Kind::IssuerSvid => "issuer-svid",
+            Kind::Restore => "restore",
         }
     }
 }
@@ -182,8 +187,8 @@ impl Record<'_> {
         };
         Entry {
             at,
-            kind: self.kind,
-            outcome,
+            kind: self.kind.into(),
+            outcome: outcome.into(),
             host_id: self.host.map(str::to_owned),
             agent: self.agent.map(str::to_owned),
             serial,

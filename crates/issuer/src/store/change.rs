@@ -15,6 +15,12 @@ use crate::record::{Entry, Kind, Record, Shown};
 const PURGE: i64 = 100_000;
 /// Most serials in one record of an end; an instance that held more has several.
 const SERIALS: usize = 1000;
+/// Revokes what an instance holds: `$1` at `$2` for `$3`.
+pub(super) const REVOKE: &str = "INSERT INTO revocations
+     (serial, issuer, instance_id, hierarchy, host_id, not_after, revoked_at, reason)
+     SELECT serial, issuer, instance_id, tier, host_id, not_after, $2, $3
+     FROM credentials WHERE instance_id = $1 AND not_after > $2
+     ON CONFLICT (serial) DO NOTHING";
 /// How long an expired certificate stays on the lists, in seconds (RFC 5280 section 3.3: at least one after its end).
 const LISTED: i64 = 24 * 3600;
 
@@ -427,18 +433,7 @@ async fn end(
         .execute(tx)
         .await?;
         // Foundation certificates carry noRevAvail (RFC 9608): no list names them, but their host is told.
-        query(
-            "INSERT INTO revocations
-             (serial, issuer, instance_id, hierarchy, host_id, not_after, revoked_at, reason)
-             SELECT serial, issuer, instance_id, tier, host_id, not_after, $2, $3
-             FROM credentials WHERE instance_id = $1 AND not_after > $2
-             ON CONFLICT (serial) DO NOTHING",
-        )
-        .bind(id.as_bytes().as_slice())
-        .bind(at)
-        .bind(reason)
-        .execute(tx)
-        .await?;
+        query(REVOKE).bind(id.as_bytes().as_slice()).bind(at).bind(reason).execute(tx).await?;
         let none: [&[Vec<u8>]; 1] = [&[]];
         let parts: Vec<&[Vec<u8>]> = ended.serials.chunks(SERIALS).collect();
         for serials in if parts.is_empty() { &none[..] } else { &parts } {

@@ -256,21 +256,13 @@ impl Log {
         }
         let checkpoint = Checkpoint { size: tree.size(), root: tree.root() };
         let note = self.signer.sign(checkpoint).await?;
-        for FullTile { id, hashes, root } in full {
-            query("INSERT INTO log_tiles (level, number, root, hashes) VALUES ($1, $2, $3, $4)")
-                .bind(i64::from(id.level))
-                .bind(signed(id.number))
-                .bind(root.0.as_slice())
-                .bind(hashes)
-                .execute(tx)
-                .await?;
+        for tile in &full {
+            keep_tile(tx, tile).await?;
         }
         let indexed = if checkpoint.size - self.indexed < UNINDEXED {
             self.indexed
         } else {
-            for fill in [FILL_SERIALS, FILL_CERTIFICATES] {
-                query(fill).bind(signed(self.indexed)).bind(signed(checkpoint.size)).execute(tx).await?;
-            }
+            index(tx, self.indexed, checkpoint.size).await?;
             checkpoint.size
         };
         // The first one is made; each later one takes the place of the one that this issuer signed last, and of no
@@ -321,6 +313,26 @@ pub(super) fn is_too_long(entry: &Entry) -> bool {
 /// Entries of the batch, as the log has them.
 pub(super) fn leaves(entries: &[(u64, Entry)]) -> impl Iterator<Item = &str> {
     entries.iter().map(|(_, entry)| entry.body.as_str())
+}
+
+/// Keeps a tile that is full.
+pub(super) async fn keep_tile(tx: &mut On<'_>, tile: &FullTile) -> Result<(), StoreError> {
+    query("INSERT INTO log_tiles (level, number, root, hashes) VALUES ($1, $2, $3, $4)")
+        .bind(i64::from(tile.id.level))
+        .bind(signed(tile.id.number))
+        .bind(tile.root.0.as_slice())
+        .bind(tile.hashes.as_slice())
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// Has records after number `from`, up to `to`, found by serial and by certificate.
+pub(super) async fn index(tx: &mut On<'_>, from: u64, to: u64) -> Result<(), StoreError> {
+    for fill in [FILL_SERIALS, FILL_CERTIFICATES] {
+        query(fill).bind(signed(from)).bind(signed(to)).execute(tx).await?;
+    }
+    Ok(())
 }
 
 /// The newest checkpoint, and as it is signed.
@@ -398,7 +410,8 @@ fn broken(error: ProofError) -> StoreError {
     StoreError::Unreadable { table: "log_tiles", problem: error.to_string() }
 }
 
-async fn checkpoint(db: &mut On<'_>) -> Result<Option<(Checkpoint, Vec<u8>)>, StoreError> {
+/// The newest checkpoint, and as it is signed.
+pub(super) async fn checkpoint(db: &mut On<'_>) -> Result<Option<(Checkpoint, Vec<u8>)>, StoreError> {
     let row = query("SELECT size, root, note FROM log_checkpoint").fetch_optional(db).await?;
     row.map(|row| {
         let root: Vec<u8> = row.get("root")?;
@@ -458,7 +471,7 @@ async fn tile(db: &mut On<'_>, id: TileId, size: u64) -> Result<Vec<u8>, StoreEr
 }
 
 /// Entries from index `from` to before `to`.
-async fn bodies(db: &mut On<'_>, from: u64, to: u64) -> Result<Vec<String>, StoreError> {
+pub(super) async fn bodies(db: &mut On<'_>, from: u64, to: u64) -> Result<Vec<String>, StoreError> {
     let sql = "SELECT body FROM records WHERE number > $1 AND number <= $2 ORDER BY number";
     Ok(query(sql).bind(signed(from)).bind(signed(to)).fetch_scalars(db).await?)
 }

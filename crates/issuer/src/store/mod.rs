@@ -5,11 +5,14 @@
 //! in flight into one transaction (`writer`). A write's future resolves only after its commit is on disk (SQLite: WAL,
 //! `synchronous=FULL`; PostgreSQL: `synchronous_commit=on`): that is what makes a [`Recorded`] worth its name.
 
+mod backup;
 mod change;
+mod copy;
 mod db;
 mod live;
 mod log;
 mod open;
+mod regain;
 mod rows;
 mod schema;
 mod shared;
@@ -27,10 +30,12 @@ use hallmark_core::log::{Checkpoint, LogVerifier, TileId};
 use sqlx::postgres::PgListener;
 use tokio::sync::{mpsc, oneshot};
 
+pub use backup::{Held, Progress, Unpacked, backup};
 use db::{Pool, query};
 pub use live::{Live, Stale};
 pub use log::{FoundBy, LogError, LogSigner, Proven};
 pub use open::Location;
+pub use regain::{Regained, ToDo};
 pub use rows::{
     AllowedEk, Authority, AuthorityKind, HostRow, InstanceRow, RecordRow, RegistrationRow, Revocation,
     TrustDomainRow,
@@ -90,6 +95,30 @@ pub enum StoreError {
     /// The log does not go on.
     #[error("log: {0}")]
     Log(#[from] LogError),
+    /// A backup's file.
+    #[error("{}: {problem}", path.display())]
+    File {
+        /// Where it is.
+        path: std::path::PathBuf,
+        /// Why.
+        problem: std::io::Error,
+    },
+    /// Not a backup of this store.
+    #[error("not a backup to put back here: {0}")]
+    NoBackup(String),
+    /// There is something already.
+    #[error("the store has records of this issuer already; a backup is put back where there are none")]
+    NotEmpty,
+    /// Another version of this program made the schema.
+    #[error("the store's schema has version {found}, and this program's is {mine}: {remedy}")]
+    Schema {
+        /// The store's.
+        found: i64,
+        /// This program's.
+        mine: i64,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// A row holds what this version cannot read.
     #[error("store: {table}: {problem}")]
     Unreadable {
@@ -499,6 +528,8 @@ pub(crate) fn unix_now() -> i64 {
         .unwrap_or_default()
 }
 
+#[cfg(test)]
+mod backup_tests;
 #[cfg(test)]
 mod shared_tests;
 #[cfg(test)]

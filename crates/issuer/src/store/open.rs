@@ -11,7 +11,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Connection, Executor};
 
-use super::db::Pool;
+use super::db::{Pool, query};
 use super::schema::{self, MIGRATIONS, Part, SHARED};
 use super::{Opened, StoreError};
 
@@ -39,6 +39,40 @@ pub(super) async fn open(location: &Location, issuer: &IssuerId) -> Result<Opene
     match location {
         Location::Sqlite(path) => sqlite(path, issuer).await,
         Location::Postgres(options) => postgres(options, issuer).await,
+    }
+}
+
+/// Opens a store only to read it: nothing is made, and whoever writes goes on.
+pub(super) async fn reading(location: &Location, issuer: &IssuerId) -> Result<Pool, StoreError> {
+    let pool = match location {
+        Location::Sqlite(path) => {
+            let options = SqliteConnectOptions::new()
+                .filename(path)
+                .read_only(true)
+                .busy_timeout(Duration::from_secs(10));
+            Pool::Sqlite(SqlitePoolOptions::new().max_connections(1).connect_with(options).await?)
+        }
+        Location::Postgres(options) => Pool::Postgres(pool(options, issuer, None, 1)),
+    };
+    let mine = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default();
+    let mut session = pool.acquire().await?;
+    let sql = match &pool {
+        Pool::Sqlite(_) => "SELECT max(version) FROM _sqlx_migrations".to_owned(),
+        Pool::Postgres(_) => format!(
+            "SELECT max(version) FROM (SELECT version FROM {SHARED}._sqlx_migrations
+             UNION SELECT version FROM {}._sqlx_migrations) AS applied",
+            schema::namespace(issuer.as_str())
+        ),
+    };
+    let found: Option<Option<i64>> = query(&sql).fetch_scalar(&mut session.on()).await?;
+    drop(session);
+    match found.flatten().unwrap_or_default() {
+        found if found == mine => Ok(pool),
+        found => {
+            let remedy =
+                if found > mine { "use the newer program" } else { "start the issuer once: it migrates" };
+            Err(StoreError::Schema { found, mine, remedy })
+        }
     }
 }
 

@@ -10,8 +10,8 @@ use super::*;
 use crate::record::{Kind, Record};
 
 /// A store of one kind, for one test.
-struct Bed {
-    dir: tempfile::TempDir,
+pub(super) struct Bed {
+    pub(super) dir: tempfile::TempDir,
     postgres: Option<(Arc<Postgres>, String)>,
 }
 
@@ -37,17 +37,17 @@ macro_rules! on_both {
 }
 
 impl Bed {
-    fn sqlite() -> Self {
+    pub(super) fn sqlite() -> Self {
         Self { dir: tempfile::tempdir().unwrap(), postgres: None }
     }
 
-    fn postgres() -> Self {
+    pub(super) fn postgres() -> Self {
         let server = Postgres::shared().unwrap();
         let url = server.database().unwrap();
         Self { postgres: Some((server, url)), ..Self::sqlite() }
     }
 
-    fn location(&self) -> Location {
+    pub(super) fn location(&self) -> Location {
         match &self.postgres {
             Some((_, url)) => Location::Postgres(Box::new(url.parse().unwrap())),
             None => Location::Sqlite(self.dir.path().join("t.db")),
@@ -63,7 +63,7 @@ impl Bed {
         if self.postgres.is_some() { Self::postgres() } else { Self::sqlite() }
     }
 
-    async fn open(&self) -> Result<Store, StoreError> {
+    pub(super) async fn open(&self) -> Result<Store, StoreError> {
         self.opened().await?.write_with(signer()).await
     }
 
@@ -72,7 +72,7 @@ impl Bed {
     }
 
     /// Changes the database behind the issuer's back; says what it reads.
-    async fn sql(&self, sql: &str) -> String {
+    pub(super) async fn sql(&self, sql: &str) -> String {
         match &self.postgres {
             Some((server, url)) => {
                 let sql = format!("SET search_path TO \"issuer_issuer-1\",hallmark; {sql}");
@@ -98,21 +98,21 @@ impl Bed {
     }
 }
 
-fn me() -> IssuerId {
+pub(super) fn me() -> IssuerId {
     "issuer-1".parse().unwrap()
 }
 
-fn signer() -> LogSigner {
+pub(super) fn signer() -> LogSigner {
     let key = SoftwareLogKey::from_seed(&[7; 32]).unwrap();
     let verifier = LogVerifier::new("example.org/log/issuer-1".parse().unwrap(), key.public());
     LogSigner::in_token(verifier, Arc::new(key)).unwrap()
 }
 
-fn host(name: &str) -> HostId {
+pub(super) fn host(name: &str) -> HostId {
     name.parse().unwrap()
 }
 
-fn enrol(name: &str, ek: Option<[u8; 32]>) -> Write {
+pub(super) fn enrol(name: &str, ek: Option<[u8; 32]>) -> Write {
     Write::Enrol {
         host_id: host(name),
         ek_digest: ek,
@@ -164,26 +164,26 @@ on_both! {
     }
 }
 
-fn agent(name: &str) -> AgentName {
+pub(super) fn agent(name: &str) -> AgentName {
     name.parse().unwrap()
 }
 
-fn registered(name: &str, revision: u64) -> Write {
+pub(super) fn registered(name: &str, revision: u64) -> Write {
     Write::Registration { agent: agent(name), revision, body: "{}".to_owned() }
 }
 
 /// Run `n` of agent x on host a, drawn at the beginning of `at`'s hour or so.
-fn id(n: u8) -> InstanceId {
+pub(super) fn id(n: u8) -> InstanceId {
     InstanceId::drawn_at(0, [n; 10])
 }
 
-fn serial(n: u8, at: i64) -> [u8; 16] {
+pub(super) fn serial(n: u8, at: i64) -> [u8; 16] {
     let mut serial = [0; 16];
     (serial[0], serial[1]) = (n, u8::try_from(at).unwrap());
     serial
 }
 
-fn issue(n: u8, at: i64, change: impl FnOnce(&mut Issue)) -> Write {
+pub(super) fn issue(n: u8, at: i64, change: impl FnOnce(&mut Issue)) -> Write {
     let shown = vec!["unix:uid:1000".to_owned()];
     let entry = Record {
         host: Some("a"),
@@ -209,19 +209,19 @@ fn issue(n: u8, at: i64, change: impl FnOnce(&mut Issue)) -> Write {
     Write::Issue(Box::new(issue))
 }
 
-fn issued(n: u8, at: i64) -> Vec<Write> {
+pub(super) fn issued(n: u8, at: i64) -> Vec<Write> {
     vec![issue(n, at, |_| {})]
 }
 
-fn ending(who: Who, at: i64) -> Write {
+pub(super) fn ending(who: Who, at: i64) -> Write {
     Write::End(Ending { who, at, reason: "process-exited", operator: None, lab: false })
 }
 
-fn one(n: u8, by: &str) -> Who {
+pub(super) fn one(n: u8, by: &str) -> Who {
     Who { host: Some(host(by)), instances: Some(vec![id(n)]), ..Who::default() }
 }
 
-async fn stale(store: &Store, write: Write) -> Stale {
+pub(super) async fn stale(store: &Store, write: Write) -> Stale {
     store.commit(vec![write]).await.unwrap().records.remove(0).unwrap_err()
 }
 
@@ -477,7 +477,7 @@ on_both! {
 }
 
 /// With 300 records: more than one full tile.
-async fn filled(bed: &Bed) -> Store {
+pub(super) async fn filled(bed: &Bed) -> Store {
     let store = bed.store().await;
     store.commit(vec![registered("x", 1)]).await.unwrap();
     for at in 1..=150 {

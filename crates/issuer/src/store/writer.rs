@@ -394,7 +394,7 @@ fn chunks<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
 }
 
 /// `($1,$2),($3,$4)`
-fn values(rows: usize, columns: usize) -> String {
+pub(super) fn values(rows: usize, columns: usize) -> String {
     let mut text = String::with_capacity(rows * columns * 5);
     for row in 0..rows {
         text.push_str(if row == 0 { "(" } else { "),(" });
@@ -408,7 +408,7 @@ fn values(rows: usize, columns: usize) -> String {
     text
 }
 
-async fn insert_records(tx: &mut On<'_>, entries: &[(u64, Entry)]) -> Result<(), StoreError> {
+pub(super) async fn insert_records(tx: &mut On<'_>, entries: &[(u64, Entry)]) -> Result<(), StoreError> {
     for chunk in chunks(entries) {
         let sql = format!(
             "INSERT INTO records (number, at, kind, outcome, host_id, agent, serial, certificate, body) VALUES {}",
@@ -419,8 +419,8 @@ async fn insert_records(tx: &mut On<'_>, entries: &[(u64, Entry)]) -> Result<(),
             insert = insert
                 .bind(signed(*number))
                 .bind(entry.at)
-                .bind(entry.kind)
-                .bind(entry.outcome)
+                .bind(entry.kind.as_ref())
+                .bind(entry.outcome.as_ref())
                 .bind(entry.host_id.as_deref())
                 .bind(entry.agent.as_deref())
                 .bind(entry.serial.as_ref().map(<[u8; 16]>::as_slice))
