@@ -243,6 +243,23 @@ pub enum Step {
     },
 }
 
+/// What takes the place of an issuing CA that is tainted. Numbers are generations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replacement {
+    /// One that is there.
+    Take {
+        /// The issuing CA.
+        issuing: u32,
+    },
+    /// A new one under this root.
+    Make {
+        /// The root.
+        root: u32,
+    },
+    /// A new one under a new root.
+    MakeWithRoot,
+}
+
 impl<'a> View<'a> {
     /// The next step; none while there is nothing to do.
     pub fn next(&self, rules: &Rules) -> Option<Step> {
@@ -264,19 +281,21 @@ impl<'a> View<'a> {
         self.authorities.iter().filter(|a| a.is_good_root()).max_by_key(|a| a.generation)
     }
 
-    /// An issuing CA that could take over now without anybody's further doing; rather one under a root that relying
-    /// parties have had for long.
-    pub fn replacement(&self) -> Option<&'a Authority> {
-        let root = |a: &Authority| self.find(Role::Root, a.root).filter(|root| root.is_good_root());
-        let fit = |a: &&Authority| root(a).is_some() && a.not_before <= self.now;
-        let rank = |a: &&Authority| (root(a).map(|root| root.stage == Stage::Active), a.order());
-        self.issuing(Stage::Prepared).filter(fit).max_by_key(rank)
-    }
-
-    /// The root under which a replacement is made at once: the newest that is in use, else the newest shown.
-    pub fn root_in_use(&self) -> Option<&'a Authority> {
-        let good = self.authorities.iter().filter(|a| a.is_good_root());
-        good.max_by_key(|a| (a.stage == Stage::Active, a.generation))
+    /// What takes the place of an issuing CA at once; none where nothing can. Under a root that relying parties have
+    /// had for long, if there is one that is good: an overlap under way is not cut short.
+    pub fn replacement(&self, rules: &Rules) -> Option<Replacement> {
+        [Stage::Active, Stage::Published]
+            .into_iter()
+            .find_map(|stage| {
+                let root = |a: &&Authority| self.find(Role::Root, a.root).is_some_and(|r| r.stage == stage);
+                let fit = self.issuing(Stage::Prepared).filter(root).filter(|a| a.not_before <= self.now);
+                let roots = self.authorities.iter().filter(|a| a.role == Role::Root && a.stage == stage);
+                let make = || roots.max_by_key(|a| a.generation).filter(|_| rules.signs_roots);
+                fit.max_by_key(|a| a.order())
+                    .map(|a| Replacement::Take { issuing: a.generation })
+                    .or_else(|| make().map(|root| Replacement::Make { root: root.generation }))
+            })
+            .or_else(|| rules.signs_roots.then_some(Replacement::MakeWithRoot))
     }
 
     /// One CA.
@@ -310,7 +329,7 @@ impl<'a> View<'a> {
     fn replace(&self, rules: &Rules) -> Option<Step> {
         let active = self.active()?;
         let root = self.find(Role::Root, active.root)?;
-        let can = self.replacement().is_some() || rules.signs_roots;
+        let can = self.replacement(rules).is_some();
         (root.stage == Stage::Tainted && can).then_some(Step::Replace { issuing: active.generation })
     }
 

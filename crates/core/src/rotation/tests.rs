@@ -98,16 +98,15 @@ impl World {
     }
 
     fn replace(&mut self, issuing: u32) {
-        let next = self.view().replacement().map(|a| a.generation);
-        let next = next.unwrap_or_else(|| {
-            let root = self.view().root_in_use().map(|r| r.generation);
-            let root = root.unwrap_or_else(|| {
+        let next = match self.view().replacement(&self.rules).unwrap() {
+            Replacement::Take { issuing } => issuing,
+            Replacement::Make { root } => self.make(Role::Issuing, root),
+            Replacement::MakeWithRoot => {
                 let root = self.make(Role::Root, 0);
                 self.do_step(Step::PublishRoot { root });
-                root
-            });
-            self.make(Role::Issuing, root)
-        });
+                self.make(Role::Issuing, root)
+            }
+        };
         self.activate(next);
         self.taint(Role::Issuing, issuing);
     }
