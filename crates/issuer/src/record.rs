@@ -43,6 +43,8 @@ pub enum Kind {
     Enrolment,
     /// The issuer's own credential.
     IssuerSvid,
+    /// A CA was made, published, activated, tainted, retired.
+    Ca,
 }
 
 impl Kind {
@@ -57,6 +59,7 @@ impl Kind {
             Kind::Registration => "registration",
             Kind::Enrolment => "enrolment",
             Kind::IssuerSvid => "issuer-svid",
+            Kind::Ca => "ca",
         }
     }
 }
@@ -87,6 +90,9 @@ pub struct Record<'a> {
     /// Digest of that registration.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registration_digest: Option<String>,
+    /// The CA concerned, as in `enterprise issuing CA 2`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authority: Option<String>,
     /// Tier granted or attained.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tier: Option<&'a str>,

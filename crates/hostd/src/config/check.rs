@@ -49,6 +49,7 @@ impl Faults {
             host_id: host_id?,
             endpoints: raw.issuer.endpoints,
             infrastructure_root,
+            root_cache: raw.issuer.root_cache,
             proof: proof?,
             pkcs11,
             socket,

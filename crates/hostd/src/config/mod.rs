@@ -109,6 +109,8 @@ pub struct Config {
     pub endpoints: Vec<String>,
     /// The root that the issuer's own certificate must chain to, PEM.
     pub infrastructure_root: PathBuf,
+    /// Where the infrastructure roots that the issuer sends are kept for the next start; nowhere if none.
+    pub root_cache: Option<PathBuf>,
     /// How this host proves itself.
     pub proof: Proof,
     /// Agents' keys in a token.
@@ -169,7 +171,9 @@ impl Config {
         compare("host_id", self.host_id == new.host_id);
         compare(
             "issuer",
-            self.endpoints == new.endpoints && self.infrastructure_root == new.infrastructure_root,
+            self.endpoints == new.endpoints
+                && self.infrastructure_root == new.infrastructure_root
+                && self.root_cache == new.root_cache,
         );
         compare("tpm, event_log or join token", self.proof == new.proof);
         compare("pkcs11", self.pkcs11 == new.pkcs11);

@@ -30,6 +30,7 @@ pub(super) struct Raw {
 pub(super) struct RawIssuer {
     pub(super) endpoints: Vec<String>,
     pub(super) infrastructure_root: Option<PathBuf>,
+    pub(super) root_cache: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]

@@ -2,11 +2,13 @@
 
 use std::future::{Future, pending};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hallmark_proto::issuer as wire;
 use hallmark_proto::issuer::host_link_client::HostLinkClient;
 use hallmark_proto::issuer::host_update::Update;
+use rand::Rng;
 use tokio::sync::oneshot;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -14,6 +16,7 @@ use tonic::{Code, Status};
 use super::issuer::{AskError, QuoteWanted};
 use super::{Link, LinkError, attest, is_host_disabled, unmet};
 use crate::clock;
+use crate::state::Renewals;
 
 /// How long the issuer may take to open the stream.
 const OPEN: Duration = Duration::from_secs(20);
@@ -68,7 +71,7 @@ impl Link {
             tokio::select! {
                 update = updates.message() => match update.map_err(LinkError::Refused)? {
                     Some(update) => {
-                        if self.take(update, &mut newest).await {
+                        if self.take(update, &mut newest, &channel).await {
                             return Ok(());
                         }
                     }
@@ -122,10 +125,18 @@ impl Link {
     }
 
     /// Returns whether the host must attest again now.
-    async fn take(&self, update: wire::HostUpdate, newest: &mut u64) -> bool {
+    async fn take(&mut self, update: wire::HostUpdate, newest: &mut u64, channel: &Channel) -> bool {
         match update.update {
             Some(Update::Registrations(set)) => self.state.accept_registrations(set, newest),
-            Some(Update::Bundles(bundles)) => self.take_bundles(bundles),
+            Some(Update::Bundles(bundles)) => {
+                self.take_bundles(bundles);
+                self.acknowledge(channel);
+            }
+            Some(Update::Infrastructure(roots)) => {
+                self.take_infrastructure(roots);
+                self.acknowledge(channel);
+            }
+            Some(Update::Renew(renew)) => self.take_renewals(&renew),
             Some(Update::Revocations(revoked)) => {
                 tracing::info!(host_id = %self.state.host_id, count = revoked.serials.len(), "revocations received");
                 // Fails only when nobody holds instances any more.
@@ -142,6 +153,36 @@ impl Link {
             None => {}
         }
         false
+    }
+
+    /// The issuer hears which roots this host has: a new one signs only once all have it.
+    fn acknowledge(&self, channel: &Channel) {
+        let bundle = self.state.bundle.borrow().as_ref().map_or(0, |bundle| bundle.revision);
+        let request = wire::AcknowledgeRequest {
+            bundle_revision: bundle,
+            infrastructure_revision: self.infrastructure_revision,
+        };
+        let mut client = HostLinkClient::new(channel.clone());
+        tokio::spawn(async move {
+            if let Err(status) = client.acknowledge(request).await {
+                // It comes to nothing worse than a connection that is taken up anew.
+                tracing::debug!(%status, "the issuer did not hear which roots are here");
+            }
+        });
+    }
+
+    /// Agents' certificates and this host's own are renewed, each at a place of its own within the time given.
+    fn take_renewals(&mut self, renew: &wire::Renew) {
+        let now = clock::now();
+        let renewals = Renewals::new(renew, now);
+        tracing::warn!(
+            host_id = %self.state.host_id, authorities = renew.authorities.len(), within_s = renew.within_seconds,
+            "a CA is trusted no more: what it signed is renewed"
+        );
+        if let Some(at) = renewals.due(&self.authority, now, rand::rng().random()) {
+            self.attest_at = self.attest_at.min(at);
+        }
+        self.state.renewals.send_replace(Some(Arc::new(renewals)));
     }
 
     fn want_quote(&self, wanted: QuoteWanted, quoting: &mut Quoting, channel: &Channel) {

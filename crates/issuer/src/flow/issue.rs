@@ -112,8 +112,8 @@ struct Decided {
 fn outdated(stale: Stale, round: usize) -> Option<Denial> {
     let denial = |code, retryable| Denial { code, unmet: vec![wire_unmet(code, stale)], retryable };
     match stale {
-        Stale::Registration | Stale::Host if round < ROUNDS => None,
-        Stale::Registration | Stale::Host => Some(denial("changed-meanwhile", true)),
+        Stale::Registration | Stale::Host | Stale::Authority if round < ROUNDS => None,
+        Stale::Registration | Stale::Host | Stale::Authority => Some(denial("changed-meanwhile", true)),
         Stale::Ended => Some(denial("instance-ended", false)),
         Stale::Taken | Stale::NotNew => Some(malformed("instance-id", stale)),
     }
@@ -157,6 +157,8 @@ fn decide_one(issuer: &Issuer, snapshot: &Snapshot, waiting: Waiting) -> Decided
                 agent: appraised.registered.registration.name().clone(),
                 host: snapshot.host.host_id.clone(),
                 tier: signed.tier(),
+                ca: signed.ca(),
+                held: signed.held(),
                 custody: signed.custody().as_str(),
                 issued_at: snapshot.now,
                 not_after: signed.not_after(),
@@ -354,7 +356,7 @@ fn release(issuer: &Issuer, outcome: Result<Signed, Denial>, recorded: Recorded)
         Ok(signed) => {
             let release = Release::new(signed, recorded);
             issuer.counters().issued(release.signed());
-            wire::issue_result::Outcome::Issued(issued(issuer, &release))
+            wire::issue_result::Outcome::Issued(issued(&release))
         }
         Err(denial) => {
             issuer.counters().refused();
@@ -368,14 +370,14 @@ fn release(issuer: &Issuer, outcome: Result<Signed, Denial>, recorded: Recorded)
     wire::IssueResult { outcome: Some(outcome) }
 }
 
-fn issued(issuer: &Issuer, release: &Release<Signed>) -> wire::Issued {
+fn issued(release: &Release<Signed>) -> wire::Issued {
     let signed = release.signed();
     tracing::info!(
         host_id = %signed.host(), spiffe_id = %signed.spiffe_id(), instance = %signed.instance(), tier = %signed.tier(),
         custody = %signed.custody(), serial = %signed.serial(), record = release.record(), "issued"
     );
     wire::Issued {
-        chain: vec![signed.der().clone(), issuer.ca().issuing_der(signed.tier())],
+        chain: vec![signed.der().clone(), signed.issuing_der().clone()],
         tier: signed.tier().to_string(),
         custody: signed.custody().to_string(),
         spiffe_id: signed.spiffe_id().to_string(),

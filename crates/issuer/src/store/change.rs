@@ -13,7 +13,7 @@ use crate::record::{Entry, Kind, Record, Shown};
 /// Most expired credentials dropped in one go: the next purge takes the rest.
 const PURGE: i64 = 100_000;
 /// Most serials in one record of an end; an instance that held more has several.
-const SERIALS: usize = 1000;
+pub(super) const SERIALS: usize = 1000;
 /// How long an expired certificate stays on the lists, in seconds (RFC 5280 section 3.3: at least one after its end).
 const LISTED: i64 = 24 * 3600;
 
@@ -24,16 +24,17 @@ pub(super) struct Turned {
     pub(super) entries: Vec<Entry>,
     /// The instances that end.
     pub(super) ended: Vec<Ended>,
-    effects: Vec<Effect>,
+    pub(super) effects: Vec<Effect>,
 }
 
 /// A change of what is alive.
 #[derive(Debug)]
-enum Effect {
+pub(super) enum Effect {
     End { ended: Box<Ended>, at: i64 },
     EndAhead { host: HostId, instances: Vec<InstanceId>, at: i64 },
     Register { agent: AgentName, revision: Option<u64> },
     Turn { host: HostId, epoch: u64 },
+    Taint { tier: Tier, ca: u32 },
     Forget { now: i64 },
 }
 
@@ -57,6 +58,7 @@ impl Turned {
                     let was = live.turn(host.clone(), epoch);
                     before.push((host, was));
                 }
+                Effect::Taint { tier, ca } => live.taint(tier, ca),
                 Effect::Forget { now } => live.forget(now),
             }
         }
@@ -83,18 +85,8 @@ pub(super) async fn apply(
                 .execute(tx)
                 .await?;
         }
-        Write::Authority(a) => {
-            sqlx::query(
-                "INSERT INTO authorities (hierarchy, kind, generation, key_label, certificate) VALUES ($1, $2, $3, $4, $5)",
-            )
-            .bind(a.hierarchy.as_str())
-            .bind(a.kind.as_str())
-            .bind(a.generation)
-            .bind(a.key_label)
-            .bind(a.certificate)
-            .execute(tx)
-            .await?;
-        }
+        Write::Authority(authority) => super::authority::insert(tx, *authority).await?,
+        Write::Change(change) => super::authority::apply(tx, live, change, turned).await?,
         Write::Enrol { host_id, ek_digest, simulated, at, standing, epoch } => {
             enrol(tx, &host_id, ek_digest, simulated, at, &standing).await?;
             turned.effects.push(Effect::Turn { host: host_id, epoch });
@@ -373,7 +365,7 @@ pub(super) fn join_token(
     }
 }
 
-async fn end(
+pub(super) async fn end(
     tx: &mut SqliteConnection,
     live: &Live,
     ending: Ending,
@@ -403,8 +395,8 @@ async fn end(
         .await?;
         // Foundation certificates carry noRevAvail (RFC 9608): no list names them, but their host is told.
         sqlx::query(
-            "INSERT INTO revocations (serial, hierarchy, host_id, not_after, revoked_at, reason)
-             SELECT r.serial, c.tier, r.host_id, c.not_after, $2, $3
+            "INSERT INTO revocations (serial, hierarchy, ca, host_id, not_after, revoked_at, reason)
+             SELECT r.serial, c.tier, c.ca, r.host_id, c.not_after, $2, $3
              FROM credentials c JOIN records r ON r.number = c.number
              WHERE c.instance_id = $1 AND c.not_after > $2 AND r.serial IS NOT NULL
              ON CONFLICT (serial) DO NOTHING",

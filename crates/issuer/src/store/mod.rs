@@ -4,6 +4,7 @@
 //! flight into one transaction (`writer`). A write's future resolves only after its commit is on disk
 //! (WAL, `synchronous=FULL`): that is what makes a [`Recorded`] worth its name.
 
+mod authority;
 mod change;
 mod live;
 mod log;
@@ -21,17 +22,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hallmark_core::id::{AgentName, HostId};
 use hallmark_core::log::{Checkpoint, LogVerifier, TileId};
+use hallmark_core::tier::Tier;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
 use tokio::sync::{mpsc, oneshot};
 
+pub use authority::{Authority, Change, name as authority_name};
 pub use live::{Live, Stale};
 pub use log::{LogError, LogSigner, Proven};
-pub use rows::{
-    AllowedEk, Authority, AuthorityKind, HostRow, InstanceRow, RecordRow, RegistrationRow, Revocation,
-    TrustDomainRow,
-};
+pub use rows::{AllowedEk, HostRow, InstanceRow, RecordRow, RegistrationRow, Revocation, TrustDomainRow};
 use write::{After, Request};
 pub use write::{Ended, Ending, Issue, JoinTokenSpend, Recorded, Stays, Who, Write, WriteOutcome};
 use writer::Writer;
@@ -123,6 +123,20 @@ pub enum Conflict {
     NotEnrolled {
         /// The host.
         host_id: String,
+    },
+    /// A CA is not where it was taken to be.
+    #[error(
+        "the {hierarchy} {role} CA {generation} is not {expected} any more: look again (hallmark ca list)"
+    )]
+    Authority {
+        /// Its hierarchy.
+        hierarchy: String,
+        /// Root or issuing.
+        role: &'static str,
+        /// Its generation.
+        generation: u32,
+        /// The stage it was thought to be at.
+        expected: &'static str,
     },
     /// The EK was shown to be a software TPM's; no word makes it hardware.
     #[error("the TPM of host {host_id} was shown to be a software TPM: it cannot be vouched for as hardware")]
@@ -301,9 +315,14 @@ impl Store {
         rows::trust_domain(&self.reads).await
     }
 
-    /// All CA certificates, roots first.
+    /// All CAs, roots first.
     pub async fn authorities(&self) -> Result<Vec<Authority>, StoreError> {
-        rows::authorities(&self.reads).await
+        authority::all(&self.reads).await
+    }
+
+    /// How many unexpired credentials of a tier this issuing CA has signed.
+    pub async fn signed_by(&self, tier: Tier, ca: u32, now: i64) -> Result<u64, StoreError> {
+        authority::signed_by(&self.reads, tier, ca, now).await
     }
 
     /// All enrolled hosts.

@@ -28,40 +28,6 @@ pub struct TrustDomainRow {
     pub made_at: i64,
 }
 
-/// Root or issuing CA.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AuthorityKind {
-    /// Self-signed.
-    Root,
-    /// Signs leaves.
-    Issuing,
-}
-
-impl AuthorityKind {
-    /// `root` or `issuing`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            AuthorityKind::Root => "root",
-            AuthorityKind::Issuing => "issuing",
-        }
-    }
-}
-
-/// One CA certificate.
-#[derive(Debug, Clone)]
-pub struct Authority {
-    /// Which hierarchy it belongs to.
-    pub hierarchy: Hierarchy,
-    /// Root or issuing.
-    pub kind: AuthorityKind,
-    /// Counts rotations, from 1.
-    pub generation: u32,
-    /// Label of its key in the token.
-    pub key_label: String,
-    /// DER.
-    pub certificate: Vec<u8>,
-}
-
 /// One enrolled host.
 #[derive(Debug, Clone)]
 pub struct HostRow {
@@ -144,6 +110,8 @@ pub struct Revocation {
     pub serial: Vec<u8>,
     /// The hierarchy that issued it.
     pub hierarchy: Hierarchy,
+    /// Generation of its issuing CA.
+    pub ca: u32,
     /// The host it was issued to.
     pub host_id: String,
     /// When it would have ended.
@@ -176,30 +144,6 @@ pub(super) async fn trust_domain(db: &SqlitePool) -> Result<Option<TrustDomainRo
         })
     })
     .transpose()
-}
-
-pub(super) async fn authorities(db: &SqlitePool) -> Result<Vec<Authority>, StoreError> {
-    let rows = sqlx::query(
-        "SELECT hierarchy, kind, generation, key_label, certificate FROM authorities
-         ORDER BY kind DESC, hierarchy, generation",
-    )
-    .fetch_all(db)
-    .await?;
-    rows.into_iter()
-        .map(|row| {
-            Ok(Authority {
-                hierarchy: Hierarchy::from_str(row.try_get("hierarchy")?)
-                    .map_err(unreadable("authorities"))?,
-                kind: match row.try_get("kind")? {
-                    "root" => AuthorityKind::Root,
-                    _ => AuthorityKind::Issuing,
-                },
-                generation: row.try_get("generation")?,
-                key_label: row.try_get("key_label")?,
-                certificate: row.try_get("certificate")?,
-            })
-        })
-        .collect()
 }
 
 pub(super) async fn hosts(db: &SqlitePool) -> Result<Vec<HostRow>, StoreError> {
@@ -352,6 +296,7 @@ pub(super) async fn load_live(db: &SqlitePool, live: &Live, now: i64) -> Result<
     .await?;
     let registrations: Vec<(String, i64)> =
         sqlx::query_as("SELECT agent, revision FROM registrations").fetch_all(db).await?;
+    let tainted = super::authority::tainted(db).await?;
     let names = |row: &SqliteRow, table| -> Result<(AgentName, HostId), StoreError> {
         Ok((
             AgentName::from_str(row.try_get("agent")?).map_err(unreadable(table))?,
@@ -372,6 +317,9 @@ pub(super) async fn load_live(db: &SqlitePool, live: &Live, now: i64) -> Result<
     for (agent, revision) in registrations {
         let agent = agent.parse().map_err(unreadable("registrations"))?;
         live.register(agent, Some(revision.unsigned_abs()));
+    }
+    for (tier, ca) in tainted {
+        live.taint(tier, ca);
     }
     Ok(())
 }
@@ -417,7 +365,7 @@ pub(super) async fn records(
 
 pub(super) async fn revocations(db: &SqlitePool, now: i64) -> Result<Vec<Revocation>, StoreError> {
     let rows = sqlx::query(
-        "SELECT serial, hierarchy, host_id, not_after, revoked_at, reason FROM revocations WHERE not_after > $1",
+        "SELECT serial, hierarchy, ca, host_id, not_after, revoked_at, reason FROM revocations WHERE not_after > $1",
     )
     .bind(now)
     .fetch_all(db)
@@ -428,6 +376,7 @@ pub(super) async fn revocations(db: &SqlitePool, now: i64) -> Result<Vec<Revocat
                 serial: row.try_get("serial")?,
                 hierarchy: Hierarchy::from_str(row.try_get("hierarchy")?)
                     .map_err(unreadable("revocations"))?,
+                ca: super::authority::generation(row.try_get("ca")?),
                 host_id: row.try_get("host_id")?,
                 not_after: row.try_get("not_after")?,
                 revoked_at: row.try_get("revoked_at")?,
@@ -438,9 +387,12 @@ pub(super) async fn revocations(db: &SqlitePool, now: i64) -> Result<Vec<Revocat
 }
 
 pub(super) async fn revoked_on(db: &SqlitePool, host: &HostId, now: i64) -> Result<Vec<Vec<u8>>, StoreError> {
-    Ok(sqlx::query_scalar("SELECT serial FROM revocations WHERE host_id = $1 AND not_after > $2")
-        .bind(host.as_str())
-        .bind(now)
-        .fetch_all(db)
-        .await?)
+    Ok(sqlx::query_scalar(
+        "SELECT serial FROM revocations WHERE host_id = $1 AND not_after > $2 AND reason <> $3",
+    )
+    .bind(host.as_str())
+    .bind(now)
+    .bind(super::authority::SUPERSEDED)
+    .fetch_all(db)
+    .await?)
 }

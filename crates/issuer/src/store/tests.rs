@@ -107,6 +107,8 @@ fn issue(n: u8, at: i64, change: impl FnOnce(&mut Issue)) -> Write {
     }
     .entry(at, Kind::Svid, "issued", Some(serial(n, at)));
     let mut issue = Issue {
+        ca: 1,
+        held: Arc::default(),
         entry,
         instance: id(n),
         agent: agent("x"),

@@ -267,6 +267,7 @@ impl Issue {
             agent: &self.agent,
             host: &self.host,
             tier: self.tier,
+            ca: self.ca,
             registration_revision: self.registration_revision,
             host_epoch: self.host_epoch,
             now: self.issued_at,
@@ -289,6 +290,7 @@ struct Credential {
     number: u64,
     instance: InstanceId,
     tier: &'static str,
+    ca: u32,
     custody: &'static str,
     not_after: i64,
 }
@@ -302,10 +304,11 @@ impl Batch {
     }
 
     fn issue(&mut self, issue: Issue) -> Recorded {
-        let Issue { entry, instance, tier, custody, not_after, .. } = issue;
+        let Issue { entry, instance, tier, ca, custody, not_after, .. } = issue;
         let recorded = self.append(entry);
         let number = recorded.number();
-        self.credentials.push(Credential { number, instance, tier: tier.as_str(), custody, not_after });
+        let tier = tier.as_str();
+        self.credentials.push(Credential { number, instance, tier, ca, custody, not_after });
         recorded
     }
 }
@@ -357,8 +360,8 @@ async fn insert_records(tx: &mut SqliteConnection, entries: &[(u64, Entry)]) -> 
 async fn insert_credentials(tx: &mut SqliteConnection, credentials: &[Credential]) -> Result<(), StoreError> {
     for chunk in chunks(credentials) {
         let sql = format!(
-            "INSERT INTO credentials (number, instance_id, tier, custody, not_after) VALUES {}",
-            values(chunk.len(), 5)
+            "INSERT INTO credentials (number, instance_id, tier, ca, custody, not_after) VALUES {}",
+            values(chunk.len(), 6)
         );
         let mut arguments = SqliteArguments::default();
         for credential in chunk {
@@ -366,6 +369,7 @@ async fn insert_credentials(tx: &mut SqliteConnection, credentials: &[Credential
             arguments.add(number).map_err(bind_failed)?;
             arguments.add(credential.instance.as_bytes().as_slice()).map_err(bind_failed)?;
             arguments.add(credential.tier).map_err(bind_failed)?;
+            arguments.add(i64::from(credential.ca)).map_err(bind_failed)?;
             arguments.add(credential.custody).map_err(bind_failed)?;
             arguments.add(credential.not_after).map_err(bind_failed)?;
         }
