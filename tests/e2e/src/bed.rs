@@ -23,6 +23,8 @@ pub struct BedOptions {
     pub open: bool,
     /// Further lines of the issuer's configuration, whole tables.
     pub extra: String,
+    /// Further lines of its `[ca]` table.
+    pub ca: String,
     /// Further lines of its `[attestation]` table.
     pub attestation: String,
 }
@@ -35,6 +37,7 @@ impl Default for BedOptions {
             trust_domain: "test.example".to_owned(),
             open: true,
             extra: String::new(),
+            ca: String::new(),
             attestation: String::new(),
         }
     }
@@ -285,7 +288,8 @@ impl Bed {
         } else {
             writeln!(
                 text,
-                "[ca]\nbackend = \"pkcs11\"\n[ca.pkcs11]\nmodule = {:?}",
+                "[ca]\nbackend = \"pkcs11\"\n{}\n[ca.pkcs11]\nmodule = {:?}",
+                self.options.ca,
                 self.token.module_path()
             )?;
             writeln!(text, "token_label = {:?}\npin_file = {:?}", self.token.label(), self.token.pin_file())?;

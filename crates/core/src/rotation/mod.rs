@@ -25,7 +25,7 @@ use std::str::FromStr;
 use crate::tier::UnknownWord;
 
 /// Seconds after the end of the last leaf until its CA is retired: as far as clocks may differ.
-const SKEW: i64 = 60;
+const SKEW: i64 = crate::x509::BACKDATE;
 
 /// Root or issuing CA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
