@@ -25,6 +25,8 @@ pub struct BedOptions {
     pub extra: String,
     /// Further lines of its `[ca]` table.
     pub ca: String,
+    /// The roots' keys are in a token of their own, [`ROOT_TOKEN`].
+    pub root_token: bool,
     /// Further lines of its `[attestation]` table.
     pub attestation: String,
 }
@@ -38,10 +40,14 @@ impl Default for BedOptions {
             open: true,
             extra: String::new(),
             ca: String::new(),
+            root_token: false,
             attestation: String::new(),
         }
     }
 }
+
+/// Label of the roots' token, where they have one.
+pub const ROOT_TOKEN: &str = "hallmark-roots";
 
 /// One trust domain: its issuer, its token, and the CA of its hosts' software TPMs.
 pub struct Bed {
@@ -75,6 +81,9 @@ impl Bed {
         let dir = tempfile::Builder::new().prefix("hallmark-e2e-").tempdir()?;
         let tpm_ca = SwtpmCa::new(dir.path().join("tpm-ca"))?;
         let token = SoftHsm::new()?;
+        if options.root_token {
+            token.add_token(ROOT_TOKEN)?;
+        }
         let port = free_port()?;
         let bed = Self {
             dir,
@@ -289,10 +298,14 @@ impl Bed {
             writeln!(
                 text,
                 "[ca]\nbackend = \"pkcs11\"\n{}\n[ca.pkcs11]\nmodule = {:?}",
-                self.options.ca,
+                if self.options.root_token { "root = \"other-token\"" } else { &self.options.ca },
                 self.token.module_path()
             )?;
             writeln!(text, "token_label = {:?}\npin_file = {:?}", self.token.label(), self.token.pin_file())?;
+            if self.options.root_token {
+                writeln!(text, "[ca.root_token]\nmodule = {:?}", self.token.module_path())?;
+                writeln!(text, "token_label = {ROOT_TOKEN:?}\npin_file = {:?}", self.token.pin_file())?;
+            }
         }
         writeln!(text, "[admin]\nsocket = \"{dir}/admin.sock\"\nmode = \"0660\"")?;
         let enrolment = if self.options.open { "open" } else { "allow-list" };
