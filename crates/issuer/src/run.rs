@@ -282,14 +282,16 @@ struct Reloaded {
 }
 
 impl Reloaded {
-    /// SIGHUP: attestation rules, EK roots, operators, limits and the log level take effect; the rest says
-    /// that it needs a restart.
+    /// SIGHUP: attestation rules, EK roots, operators, limits, the rules of CA rotation and the log level take effect; the
+    /// rest says that it needs a restart.
     fn reload(&self) {
         if let Ok(usec) = NotifyState::monotonic_usec_now() {
             notify(&[NotifyState::Reloading, usec]);
         }
         match self.take_over() {
-            Ok(()) => tracing::info!("reloaded: attestation rules, EK roots, operators, limits, log level"),
+            Ok(()) => tracing::info!(
+                "reloaded: attestation rules, EK roots, operators, limits, CA rotation, log level"
+            ),
             Err(error) => tracing::error!(error = format!("{error:#}"), "reload: nothing was changed"),
         }
         notify(&[NotifyState::Ready]);
@@ -305,6 +307,7 @@ impl Reloaded {
             ("listen", new.listen != old.listen),
             ("data_dir", new.data_dir != old.data_dir),
             ("ca", new.ca != old.ca),
+            ("ca.root", new.roots != old.roots),
             ("admin.socket", new.admin.socket != old.admin.socket),
             ("admin.mode", new.admin.mode != old.admin.mode),
             ("admin.group", new.admin.group != old.admin.group),
@@ -324,11 +327,16 @@ impl Reloaded {
         let effective = Config {
             attestation: new.attestation,
             log_level: new.log_level,
+            curve: new.curve,
+            root_lifetime: new.root_lifetime,
+            issuing_lifetime: new.issuing_lifetime,
+            rotation: new.rotation,
             limits: new.limits,
             admin,
             ..(*old).clone()
         };
         self.issuer.reconfigure(effective, roots);
+        self.issuer.ca_is_due();
         let held = self.issuer.clone();
         tokio::spawn(async move { flow::standing::reloaded(&held).await });
         Ok(())

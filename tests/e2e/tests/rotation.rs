@@ -250,3 +250,69 @@ fn a_tainted_infrastructure_ca_has_hosts_attest_anew_and_its_credentials_count_n
     bench.verify(&bench.watch("advanced")?.identity()?)?;
     Ok(())
 }
+
+/// Wherever it is killed: in making a key, before the commit, between commit and force. One CA signs, and the next order
+/// finds its way.
+#[test]
+fn an_issuer_killed_at_any_moment_of_an_order_goes_on() -> Result<()> {
+    let mut bench = bench(FAST, "")?;
+    let stays = bench.watch("enterprise")?;
+    let first = stays.identity()?;
+    for (turn, delay) in [0_u64, 5, 15, 30, 45, 60, 90, 140].into_iter().enumerate() {
+        let order: &[&str] = match turn % 4 {
+            0 => &["ca", "rotate", "enterprise"],
+            1 => &["ca", "taint", "enterprise", "--reason", "test"],
+            2 => &["ca", "rotate", "enterprise", "--root"],
+            _ => &["ca", "rotate"],
+        };
+        let mut command = std::process::Command::new(hallmark_e2e::binary("hallmark")?);
+        command.arg("--admin-socket").arg(bench.bed.admin_socket()).args(order);
+        let mut ordered =
+            command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn()?;
+        std::thread::sleep(Duration::from_millis(delay));
+        bench.bed.kill_issuer()?;
+        ordered.wait()?;
+        bench.bed.start_issuer()?;
+        let listed = cas(&bench.bed, &["--all"])?;
+        for hierarchy in ["foundation", "enterprise", "advanced", "infrastructure"] {
+            let active = listed.iter().filter(|ca| ca.signs(hierarchy)).count();
+            assert_eq!(active, 1, "{hierarchy} after {order:?}, killed at {delay} ms: {listed:?}");
+        }
+        bench.host.wait_connected(&bench.bed)?;
+        bench.verify(&bench.watch("enterprise")?.identity()?)?;
+    }
+    bench.bed.hallmark_ok(&["ca", "rotate", "advanced"])?;
+    bench.verify(&bench.watch("advanced")?.identity()?)?;
+    assert_eq!(bench.state_of("agent-enterprise", &first.instance)?, "live");
+    Ok(())
+}
+
+#[test]
+fn a_key_made_by_an_order_that_never_came_to_its_commit_is_taken_up() -> Result<()> {
+    let bench = bench("", "")?;
+    let token = bench.bed.token();
+    let label = "hallmark test.example advanced issuing issuer-1 2";
+    let mut tool = token.pkcs11_tool(token.label());
+    tool.args(["--keypairgen", "--key-type", "EC:prime256v1", "--id", "02", "--usage-sign", "--sensitive"]);
+    hallmark_kit::softhsm::run(tool.args(["--label", label]))?;
+    bench.bed.hallmark_ok(&["ca", "rotate", "advanced"])?;
+    let shown = bench.watch("advanced")?.identity()?;
+    bench.verify(&shown)?;
+    let keys = bench.keys()?;
+    assert_eq!(keys.iter().filter(|key| *key == label).count(), 1, "{keys:?}");
+
+    // A half of one: the public key alone.
+    let (private, public) = (bench.bed.path("half.key"), bench.bed.path("half.pub"));
+    let run = hallmark_kit::softhsm::run;
+    let mut openssl = std::process::Command::new("openssl");
+    run(openssl.args(["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out"]).arg(&private))?;
+    let mut openssl = std::process::Command::new("openssl");
+    run(openssl.args(["pkey", "-pubout", "-outform", "DER", "-in"]).arg(&private).arg("-out").arg(&public))?;
+    let mut tool = token.pkcs11_tool(token.label());
+    tool.args(["--write-object"]).arg(&public).args(["--type", "pubkey", "--id", "03"]);
+    run(tool.args(["--label", "hallmark test.example advanced issuing issuer-1 3"]))?;
+    bench.bed.hallmark_ok(&["ca", "rotate", "advanced"])?;
+    bench.verify(&bench.watch("advanced")?.identity()?)?;
+    assert!(cas(&bench.bed, &[])?.iter().any(|ca| ca.signs("advanced") && ca.generation == 3));
+    Ok(())
+}

@@ -29,6 +29,21 @@ type Refreshing = Pin<Box<dyn Future<Output = Result<wire::RefreshAccepted, Link
 /// Largest update from the issuer: all that is revoked on this host comes in one, at 18 bytes each.
 const MAX_UPDATE: usize = 64 << 20;
 
+/// The newest of what this stream has brought: what was overtaken on its way is passed over.
+#[derive(Debug, Default)]
+struct Newest {
+    registrations: u64,
+    bundle: u64,
+    infrastructure: u64,
+}
+
+/// Whether this is no older than the newest, which it then is.
+fn is_newest(newest: &mut u64, revision: u64) -> bool {
+    let is = revision >= *newest;
+    *newest = revision.max(*newest);
+    is
+}
+
 /// A quote under way, and who waits for it.
 #[derive(Default)]
 struct Quoting {
@@ -66,7 +81,7 @@ impl Link {
         *connected = true;
         self.up(endpoint, &channel);
         let mut quoting = Quoting::default();
-        let mut newest = 0;
+        let mut newest = Newest::default();
         loop {
             tokio::select! {
                 update = updates.message() => match update.map_err(LinkError::Refused)? {
@@ -125,15 +140,21 @@ impl Link {
     }
 
     /// Returns whether the host must attest again now.
-    async fn take(&mut self, update: wire::HostUpdate, newest: &mut u64, channel: &Channel) -> bool {
+    async fn take(&mut self, update: wire::HostUpdate, newest: &mut Newest, channel: &Channel) -> bool {
         match update.update {
-            Some(Update::Registrations(set)) => self.state.accept_registrations(set, newest),
+            Some(Update::Registrations(set)) => {
+                self.state.accept_registrations(set, &mut newest.registrations);
+            }
             Some(Update::Bundles(bundles)) => {
-                self.take_bundles(bundles);
+                if is_newest(&mut newest.bundle, bundles.revision) {
+                    self.take_bundles(bundles);
+                }
                 self.acknowledge(channel);
             }
             Some(Update::Infrastructure(roots)) => {
-                self.take_infrastructure(roots);
+                if is_newest(&mut newest.infrastructure, roots.revision) {
+                    self.take_infrastructure(roots);
+                }
                 self.acknowledge(channel);
             }
             Some(Update::Renew(renew)) => self.take_renewals(&renew),
@@ -267,6 +288,15 @@ fn good_for_one_more(now: i64, from: i64, end: i64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn roots_that_were_overtaken_are_passed_over() {
+        let mut newest = 0;
+        assert!(is_newest(&mut newest, 4));
+        assert!(is_newest(&mut newest, 4), "the same once more");
+        assert!(!is_newest(&mut newest, 3));
+        assert!(is_newest(&mut newest, 5));
+    }
 
     #[test]
     fn no_more_quotes_than_needed() {

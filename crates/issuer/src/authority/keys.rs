@@ -14,6 +14,9 @@ use crate::config::{Config, Roots};
 use crate::store::{Authority, TrustDomainRow};
 use crate::token;
 
+/// How long a key may be seen half made.
+const HALF_MADE: Duration = Duration::from_secs(2);
+
 /// Label of a root's key in its token. Roots are all issuers'.
 pub fn root_label(trust_domain: &TrustDomain, hierarchy: Hierarchy, generation: u32) -> String {
     format!("hallmark {trust_domain} {hierarchy} root {generation}")
@@ -94,11 +97,31 @@ impl Maker<'_> {
         Ok(Authority { key_label, issuer: issuer.to_string(), ..made })
     }
 
-    /// A key of this label. One that is there and in no store was made by a turn that ended before its commit.
+    /// A key of this label. One that is there and in no store was made by a turn that ended before its commit; a half of
+    /// one was left by a turn that ended amid the making, and is made anew.
     fn key(&self, token: &Token, label: &str) -> anyhow::Result<Pkcs11Key> {
-        match token.generate_ca_key(label, &crate::sha256(label.as_bytes())[..16], self.config.curve) {
+        let make = || token.generate_ca_key(label, &crate::sha256(label.as_bytes())[..16], self.config.curve);
+        let half = |found: &Result<Pkcs11Key, HsmError>| {
+            matches!(found, Err(HsmError::KeyNotFound { .. } | HsmError::PublicKeyMissing { .. }))
+        };
+        let found = match make() {
             Err(HsmError::KeyExists { .. }) => token.ca_key(label),
-            other => other,
+            other => return other.with_context(|| format!("making {label:?}")),
+        };
+        if !half(&found) {
+            return found.with_context(|| format!("taking up {label:?}"));
+        }
+        // Another issuer may be making this very root: then it is whole in a moment.
+        std::thread::sleep(HALF_MADE);
+        match token.ca_key(label) {
+            found if half(&found) => {
+                tracing::warn!(
+                    label,
+                    "half of a key was left by an issuer that ended amid its making: made anew"
+                );
+                token.destroy_key(label).and_then(|()| make())
+            }
+            found => found,
         }
         .with_context(|| format!("making {label:?}"))
     }

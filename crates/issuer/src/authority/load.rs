@@ -54,9 +54,10 @@ pub fn in_force(
     Ok(in_force)
 }
 
-/// Whoever holds what a tainted CA signed is told so, until that is revoked; and what it signed is refused after that.
+/// Whoever holds what a tainted CA signed is told so, until that is revoked. What an infrastructure CA signed is refused
+/// from then on, for ever: whoever has its key may sign more, also once it is retired here.
 fn note_taint(in_force: &mut InForce, row: &Authority) -> anyhow::Result<()> {
-    let (Some(at), Stage::Tainted) = (row.tainted_at, row.stage) else { return Ok(()) };
+    let Some(at) = row.tainted_at else { return Ok(()) };
     if row.certificate.is_empty() {
         return Ok(());
     }

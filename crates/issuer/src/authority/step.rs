@@ -56,8 +56,14 @@ pub async fn run(issuer: Arc<Issuer>) {
     }
 }
 
+/// Nothing about it is due within seconds.
 fn is_at_rest(a: &Authority) -> bool {
-    matches!(a.stage, Stage::Active | Stage::Retired | Stage::Requested)
+    match a.stage {
+        Stage::Active | Stage::Retired | Stage::Requested => true,
+        Stage::Retiring => a.role == Role::Root || a.last_not_after.is_some(),
+        Stage::Tainted => a.withdrawn_at.is_some(),
+        Stage::Prepared | Stage::Published => false,
+    }
 }
 
 /// Hierarchies that cannot sign are named when that changes.
@@ -367,7 +373,7 @@ pub async fn refresh(issuer: &Arc<Issuer>) -> anyhow::Result<Vec<Authority>> {
             convert::bundles_update(convert::bundles(issuer.trust_domain().name.as_str(), issuer.ca()))
         });
     }
-    if infrastructure {
+    if infrastructure || denied {
         issuer.hub().send_each(|_| convert::infrastructure_update(issuer.ca()));
     }
     if !renewals.is_empty() {
