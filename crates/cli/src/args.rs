@@ -6,8 +6,9 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::agent::{exec::ExecArgs, fetch::FetchArgs, verify::VerifyArgs};
 use crate::operator::{
-    agents::AgentCommand, apply::ApplyArgs, bundle::BundleArgs, doctor::DoctorArgs, explain::ExplainArgs,
-    host::HostCommand, join_token::JoinTokenCommand, log::LogCommand, records::RecordsArgs,
+    agents::AgentCommand, apply::ApplyArgs, bundle::BundleArgs, ca::CaCommand, doctor::DoctorArgs,
+    explain::ExplainArgs, host::HostCommand, join_token::JoinTokenCommand, log::LogCommand,
+    records::RecordsArgs,
 };
 
 /// Where the issuer listens for operators.
@@ -110,6 +111,9 @@ pub(crate) enum Command {
     /// The log of those decisions: proofs, and whether it holds (operators, auditors)
     #[command(subcommand)]
     Log(LogCommand),
+    /// The CAs: rotate them, take the trust from one, have an offline root sign one (operators)
+    #[command(subcommand)]
+    Ca(CaCommand),
     /// The roots that relying parties trust, by tier (operators)
     Bundle(BundleArgs),
     /// What the host daemon sees of the calling process, and which registration it matches (agents)

@@ -30,6 +30,7 @@ fn every_answer_is_one_json_document_and_a_table_without_colours() {
         (&["records"], "records"),
         (&["bundle"], "entries"),
         (&["log", "key"], "key"),
+        (&["ca", "list"], "cas"),
     ] {
         let output = issuer.run(&[args, &["--output", "json"]].concat());
         assert_eq!(code(&output), 0, "{args:?}: {}", stderr(&output));
@@ -39,6 +40,50 @@ fn every_answer_is_one_json_document_and_a_table_without_colours() {
         assert_eq!(code(&table), 0);
         assert!(!stdout(&table).is_empty() && !stdout(&table).contains('\u{1b}'), "{}", stdout(&table));
     }
+}
+
+#[test]
+fn orders_about_cas_reach_the_issuer_and_faults_come_back_whole() {
+    let issuer = FakeIssuer::start();
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let block = "-----BEGIN CERTIFICATE-----\nZ29vZA==\n-----END CERTIFICATE-----\n";
+    let (good, bad) = (file("good.pem", block), file("bad.der", "bad"));
+    let two = file("two.pem", &block.repeat(2));
+    for args in [
+        &["ca", "list", "--all"][..],
+        &["ca", "rotate"],
+        &["ca", "rotate", "enterprise", "--root"],
+        &["ca", "taint", "advanced", "--generation", "3", "--reason", "stolen"],
+        &["ca", "taint", "infrastructure", "--root", "--reason", "stolen"],
+        &["ca", "install", "enterprise", &good, "--root", &good],
+    ] {
+        assert_eq!(code(&issuer.run(args)), 0, "{args:?}: {}", stderr(&issuer.run(args)));
+    }
+    assert_eq!(
+        issuer.asked().orders,
+        [
+            "list cas, all: true",
+            "rotate \"\", root: false",
+            "rotate \"enterprise\", root: true",
+            "taint advanced 3, root: false: stolen",
+            "taint infrastructure 0, root: true: stolen",
+            "install enterprise 4 4",
+        ]
+    );
+    let csr = issuer.run(&["ca", "csr", "enterprise"]);
+    assert!(stdout(&csr).starts_with("-----BEGIN CERTIFICATE REQUEST-----"), "{}", stdout(&csr));
+    let refused = issuer.run(&["ca", "install", "enterprise", &bad]);
+    assert_eq!(code(&refused), 1);
+    assert!(stderr(&refused).contains("2 faults") && stderr(&refused).contains("- policies"));
+    assert_eq!(code(&issuer.run(&["ca", "install", "enterprise", &two])), 1, "which of the two is meant?");
+    assert_eq!(code(&issuer.run(&["ca", "install", "enterprise", "/nonexistent"])), 1);
+    assert_eq!(code(&issuer.run(&["ca", "rotate", "gold"])), 2);
+    assert_eq!(code(&issuer.run(&["ca", "taint", "enterprise"])), 2, "a reason is demanded");
 }
 
 #[test]

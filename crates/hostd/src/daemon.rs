@@ -1,10 +1,8 @@
 //! The daemon as a whole: everything is made, wired, watched and taken down here.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hallmark_core::x509::{InfraRoots, RootsError};
 use hallmark_hsm::{HsmError, Token, TokenConfig};
 use hallmark_telemetry::Served;
 use hallmark_telemetry::server::ServeError;
@@ -18,7 +16,7 @@ use crate::config::{Config, IssuerOrder, Pkcs11Config, Proof, SocketConfig};
 use crate::keys::{KeyError, KeyStore, KeyStores, Pkcs11Keys, TpmKeys};
 use crate::link::attester::{AttestError, Attester};
 use crate::link::issuer::Issuer;
-use crate::link::{JoinToken, Link, TpmAttester, ek_digest};
+use crate::link::{self, JoinToken, Link, RootFileError, TpmAttester, ek_digest};
 use crate::logging::LogLevel;
 use crate::metrics::metrics;
 use crate::pulse::{Pulse, Watch};
@@ -52,17 +50,9 @@ pub async fn ek(config: &Config) -> Result<String, DaemonError> {
 /// Why the daemon does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
-    /// The infrastructure root cannot be read.
-    #[error("issuer.infrastructure_root: {path}: {reason}")]
-    Root {
-        /// Its file.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
-    /// The infrastructure root is none.
+    /// The infrastructure root cannot be read, or is none.
     #[error("issuer.infrastructure_root: {0}")]
-    NotRoot(#[from] RootsError),
+    Root(#[from] RootFileError),
     /// The TPM.
     #[error("tpm: {0}")]
     Tpm(#[from] TpmError),
@@ -103,7 +93,8 @@ pub enum DaemonError {
 /// It cannot start, or the agents' socket failed.
 pub async fn run(config: Config, log: LogLevel) -> Result<(), DaemonError> {
     let mut signals = Signals::new()?;
-    let roots = infrastructure_roots(&config)?;
+    let (roots, cache) =
+        link::roots(&config.trust_domain, &config.infrastructure_root, config.root_cache.as_deref())?;
     let (attester, tpm_keys, tpm) = attester(&config.proof).await?;
     let pkcs11_keys = config.pkcs11.as_ref().map(pkcs11).transpose()?;
     let stores = KeyStores::new(pkcs11_keys, tpm_keys);
@@ -116,7 +107,8 @@ pub async fn run(config: Config, log: LogLevel) -> Result<(), DaemonError> {
     let socket = Socket::bind(path, *mode, group.as_deref().map(group_id).transpose()?)?;
     let shown = config.metrics.as_ref().map(|at| Served::bind(at, metrics().registry(&agents, tpm.clone())));
     let shown = shown.transpose()?.map(|shown| tokio::spawn(shown.run()));
-    let link = Link::new(config.endpoints.clone(), roots, attester, state.clone(), connection, quotes);
+    let link = Link::new(config.endpoints.clone(), roots, attester, state.clone(), connection, quotes)
+        .remember_roots_in(cache);
     let link = match config.order {
         IssuerOrder::Spread => link,
         IssuerOrder::Listed => link.in_order(config.endpoints.clone()),
@@ -173,18 +165,6 @@ fn pkcs11(config: &Pkcs11Config) -> Result<Arc<dyn KeyStore>, DaemonError> {
         max_sessions: SESSIONS,
     })?;
     Ok(Arc::new(Pkcs11Keys::new(token)))
-}
-
-fn infrastructure_roots(config: &Config) -> Result<InfraRoots, DaemonError> {
-    let path = &config.infrastructure_root;
-    let wrong = |reason: String| DaemonError::Root { path: path.clone(), reason };
-    let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
-    let blocks = pem::parse_many(&text).map_err(|e| wrong(e.to_string()))?;
-    let ders: Vec<_> = blocks.iter().filter(|b| b.tag() == "CERTIFICATE").map(|b| b.contents()).collect();
-    if ders.is_empty() {
-        return Err(wrong("holds no certificate: copy the issuer's public/infrastructure.pem here".into()));
-    }
-    Ok(InfraRoots::new(config.trust_domain.clone(), ders)?)
 }
 
 fn group_id(group: &str) -> Result<u32, DaemonError> {

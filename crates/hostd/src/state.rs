@@ -7,6 +7,7 @@ use std::sync::Arc;
 use hallmark_core::id::{AgentName, HostId, TrustDomain};
 use hallmark_core::selector::{Selector, SelectorSet, unmatched};
 use hallmark_core::tier::{Custody, Tier};
+use hallmark_core::x509::key_fingerprint;
 use hallmark_proto::{agent, issuer};
 use tokio::sync::{mpsc, watch};
 use tonic::codegen::Bytes;
@@ -40,6 +41,29 @@ impl Registration {
 /// The registrations of this host, by name; `None` until the issuer has sent them.
 pub type Registrations = Option<Arc<Vec<Registration>>>;
 
+/// CAs that are trusted no more, and the time over which what they signed is renewed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Renewals {
+    authorities: BTreeSet<[u8; 32]>,
+    until: i64,
+}
+
+impl Renewals {
+    /// As the issuer says; what is no digest names no CA.
+    pub fn new(renew: &issuer::Renew, now: i64) -> Self {
+        let authorities = renew.authorities.iter().filter_map(|a| a.as_ref().try_into().ok()).collect();
+        let within = i64::try_from(renew.within_seconds).unwrap_or(i64::MAX);
+        Self { authorities, until: now.saturating_add(within) }
+    }
+
+    /// When to renew a certificate of this CA, at `place` (0 to 1) of the time that is left; none if it is not meant.
+    pub fn due(&self, issuing_der: &[u8], now: i64, place: f64) -> Option<i64> {
+        let authority = key_fingerprint(issuing_der).ok()?;
+        let left = self.until.saturating_sub(now).max(0);
+        self.authorities.contains(&authority).then(|| now + (left as f64 * place) as i64)
+    }
+}
+
 /// How this host stands with its issuer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Standing {
@@ -72,6 +96,8 @@ pub struct State {
     pub bundle: watch::Sender<Option<Arc<agent::Bundle>>>,
     /// How it stands.
     pub standing: watch::Sender<Standing>,
+    /// CAs whose certificates are to be renewed; `None` until the issuer has named any.
+    pub renewals: watch::Sender<Option<Arc<Renewals>>>,
     /// Changes when the issuer is back, or has said something by which what failed may now succeed.
     pub news: watch::Sender<()>,
     /// Signs of life of the agents' server.
@@ -92,6 +118,7 @@ impl State {
             registrations: watch::Sender::default(),
             bundle: watch::Sender::default(),
             standing: watch::Sender::default(),
+            renewals: watch::Sender::default(),
             news: watch::Sender::default(),
             server_pulse: Pulse::default(),
             link_pulse: Pulse::default(),

@@ -121,6 +121,21 @@ pub(crate) fn make_lasting(
     })
 }
 
+/// Destroys a key pair that stays on the token. One that is gone already is no error.
+pub(crate) fn destroy_lasting(sessions: &Sessions, label: &str) -> Result<(), HsmError> {
+    sessions.with_writer(|session| {
+        let objects = Objects { sessions, session };
+        // The private key first: what is left when this is cut short signs nothing.
+        for class in [ObjectClass::PRIVATE_KEY, ObjectClass::PUBLIC_KEY] {
+            let label = Attribute::Label(label.as_bytes().to_vec());
+            for object in objects.find(&[Attribute::Class(class), Attribute::Token(true), label])? {
+                session.destroy_object(object).map_err(|e| sessions.call(e))?;
+            }
+        }
+        Ok(())
+    })
+}
+
 /// The token's objects, seen through one session.
 pub(crate) struct Objects<'a> {
     pub(crate) sessions: &'a Sessions,

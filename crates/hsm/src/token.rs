@@ -9,7 +9,7 @@ use hallmark_core::x509::Curve;
 use zeroize::Zeroizing;
 
 use crate::module::Module;
-use crate::object::Objects;
+use crate::object::{self, Objects};
 use crate::session::Sessions;
 use crate::{AgentKey, Counters, HsmError, KeyEntry, Pkcs11Key, Pkcs11LogKey};
 
@@ -107,6 +107,14 @@ impl Token {
     /// that is not its own.
     pub fn ca_key(&self, label: &str) -> Result<Pkcs11Key, HsmError> {
         Pkcs11Key::load(&self.sessions, label)
+    }
+
+    /// Destroys the key pair with this label, private key first; one that is not there is destroyed already.
+    ///
+    /// # Errors
+    /// The token is away or refuses.
+    pub fn destroy_key(&self, label: &str) -> Result<(), HsmError> {
+        object::destroy_lasting(&self.sessions, label)
     }
 
     /// Makes an Ed25519 key pair on the token for good, for a log's checkpoints: sensitive, not extractable.

@@ -201,3 +201,21 @@ fn keygen(hsm: &SoftHsm, kind: &str, label: &str, id: &str, usage: &[&str]) {
     tool.args(["--keypairgen", "--key-type", kind, "--label", label, "--id", id]).args(usage);
     run(&mut tool).unwrap();
 }
+
+#[test]
+fn a_destroyed_key_is_gone_and_takes_no_other_with_it() {
+    in_child("a_destroyed_key_is_gone_and_takes_no_other_with_it", |hsm| {
+        let token = open(hsm, 2);
+        let key = token.generate_ca_key("old", b"old", Curve::P256).unwrap();
+        let other = token.generate_ca_key("old 2", b"old 2", Curve::P256).unwrap();
+        token.destroy_key("old").unwrap();
+        assert!(matches!(token.ca_key("old"), Err(HsmError::KeyNotFound { .. })));
+        assert!(key.sign(b"message").is_err(), "a key that was found before signs on");
+        other.sign(b"message").unwrap();
+        let seen = run(hsm.pkcs11_tool(hsm.label()).arg("--list-objects")).unwrap();
+        assert_eq!(seen.matches("Key Object").count(), 2, "{seen}");
+        // It is over; its label may be used again.
+        token.destroy_key("old").unwrap();
+        token.generate_ca_key("old", b"old", Curve::P256).unwrap();
+    });
+}

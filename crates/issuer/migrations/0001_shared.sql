@@ -12,13 +12,30 @@ CREATE TABLE trust_domain (
     made_at         INTEGER NOT NULL
 );
 
--- CA certificates. The keys are in the PKCS#11 token, under key_label.
+-- CAs. The keys are in a PKCS#11 token, under key_label; an offline root has none here. `generation` counts the CAs of
+-- this kind in this hierarchy, whosesoever they are. Roots are all issuers' (issuer ''); an issuing CA is one issuer's own, and
+-- `root` is the generation of the root that signed it (0: none has yet, and the certificate is empty).
 CREATE TABLE authorities (
     hierarchy       TEXT    NOT NULL,
     kind            TEXT    NOT NULL CHECK (kind IN ('root', 'issuing')),
     generation      INTEGER NOT NULL,
+    issuer          TEXT    NOT NULL,
+    root            INTEGER NOT NULL,
+    state           TEXT    NOT NULL CHECK (state IN
+                    ('requested', 'prepared', 'published', 'active', 'retiring', 'retired', 'tainted')),
     key_label       TEXT    NOT NULL,
     certificate     BLOB    NOT NULL,
+    made_at         INTEGER NOT NULL,
+    published_at    INTEGER,
+    activated_at    INTEGER,
+    replaced_at     INTEGER,
+    tainted_at      INTEGER,
+    -- Of a tainted CA: seconds over which its holders renew; and when what it signed was revoked, or a root left the bundle.
+    renew_within    INTEGER NOT NULL,
+    withdrawn_at    INTEGER,
+    retired_at      INTEGER,
+    -- End of the last leaf that it signed; unknown while it signs for agents, whose credentials say it.
+    last_not_after  INTEGER,
     PRIMARY KEY (hierarchy, kind, generation)
 );
 
@@ -78,6 +95,8 @@ CREATE TABLE credentials (
     agent           TEXT    NOT NULL,
     host_id         TEXT    NOT NULL,
     tier            TEXT    NOT NULL,
+    -- Generation of the issuing CA that signed it.
+    ca              INTEGER NOT NULL,
     custody         TEXT    NOT NULL,
     serial          BLOB    NOT NULL,
     issued_at       INTEGER NOT NULL,
@@ -96,12 +115,13 @@ CREATE TABLE ended_instances (
     reason          TEXT    NOT NULL
 );
 
--- Certificates revoked before their end.
+-- Certificates revoked before their end. Of one whose reason is 'superseded' the instance goes on with another.
 CREATE TABLE revocations (
     serial          BLOB    PRIMARY KEY,
     issuer          TEXT    NOT NULL,
     instance_id     BLOB    NOT NULL,
     hierarchy       TEXT    NOT NULL,
+    ca              INTEGER NOT NULL,
     host_id         TEXT    NOT NULL,
     not_after       INTEGER NOT NULL,
     revoked_at      INTEGER NOT NULL,

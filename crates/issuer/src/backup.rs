@@ -124,6 +124,12 @@ fn say_what_is_left(todo: &ToDo, regained: u64) {
             list(&todo.registrations)
         );
     }
+    if !todo.cas.is_empty() {
+        println!(
+            "  These CAs were made or changed after the backup, and stand as they did before it (hallmark ca list; a CA made since is unknown here, and its key is still in the token): {}",
+            list(&todo.cas)
+        );
+    }
     if !todo.hosts.is_empty() {
         println!(
             "  These hosts enrolled or were removed after the backup and stay out until hallmark host allow lets them in: {}",

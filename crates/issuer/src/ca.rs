@@ -1,7 +1,10 @@
 //! The CA: four hierarchies' issuing CAs, and the only place that turns a grant into a certificate.
+//!
+//! What is in force is replaced as a whole; whoever signs takes one look and keeps to it, so that a rotation falls
+//! between two signatures and never into one.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use hallmark_core::decide::Grant;
@@ -23,26 +26,119 @@ pub enum SignError {
     #[error("no random bytes: {0}")]
     Random(String),
     /// There is no issuing CA for this hierarchy.
-    #[error("no issuing CA for {0}")]
+    #[error("no issuing CA for {0} is in force (hallmark ca list)")]
     Missing(Hierarchy),
 }
 
-/// One hierarchy as it is in force.
-pub struct Authority {
-    /// Roots, DER: published.
-    pub roots: Vec<Bytes>,
-    /// The issuing CA.
-    pub issuing: IssuingCa,
+/// An issuing CA and its key.
+pub struct Issuing {
+    /// Its generation.
+    pub generation: u32,
+    /// The CA.
+    pub ca: IssuingCa,
     /// Its certificate, DER: sent along with each leaf.
-    pub issuing_der: Bytes,
+    pub der: Bytes,
     /// Its key.
     pub key: Arc<dyn CaKey>,
+    uses: Arc<()>,
+}
+
+impl Issuing {
+    /// An issuing CA that nobody uses yet.
+    pub fn new(generation: u32, ca: IssuingCa, der: Vec<u8>, key: Arc<dyn CaKey>) -> Arc<Self> {
+        Arc::new(Self { generation, ca, der: der.into(), key, uses: Arc::default() })
+    }
+
+    /// Whether a leaf that it signed may still be on its way into the record.
+    pub fn in_use(&self) -> bool {
+        Arc::strong_count(&self.uses) > 1
+    }
+
+    /// A real signature by its key, verified.
+    ///
+    /// # Errors
+    /// The key does not sign, or signs wrongly.
+    pub fn health(&self) -> Result<(), KeyError> {
+        let challenge = b"hallmark CA key health check";
+        let signature = self.key.sign(challenge)?;
+        let public = PublicKey::from_spki_der(self.key.spki_der())
+            .map_err(|e| KeyError::Failed { backend: "ca", reason: e.to_string() })?;
+        if public.verifies(challenge, &signature) {
+            return Ok(());
+        }
+        Err(KeyError::Failed { backend: "ca", reason: "a signature did not verify".to_owned() })
+    }
+}
+
+/// A leaf's CA, held until the leaf is recorded or let go.
+#[derive(Clone)]
+struct Use {
+    issuing: Arc<Issuing>,
+    held: Arc<()>,
+}
+
+impl std::fmt::Debug for Use {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Use({})", self.issuing.generation)
+    }
+}
+
+/// One hierarchy as it is in force.
+#[derive(Default)]
+pub struct Authority {
+    /// The roots in the bundle, DER.
+    pub roots: Vec<Bytes>,
+    /// The issuing CA that signs leaves; none until one is installed.
+    pub active: Option<Arc<Issuing>>,
+    /// Issuing CAs that signed and whose leaves may live: they sign lists of what is revoked, and nothing else.
+    pub past: Vec<Arc<Issuing>>,
+}
+
+/// What is in force at one moment.
+#[derive(Default)]
+pub struct InForce {
+    /// The four hierarchies.
+    pub authorities: HashMap<Hierarchy, Authority>,
+    /// Grows with every change of the tiers' roots.
+    pub bundle_revision: u64,
+    /// Grows with every change of the infrastructure roots.
+    pub infrastructure_revision: u64,
+    /// Tainted CAs whose leaves are to be renewed.
+    pub renewals: Vec<Renewal>,
+    /// Keys of tainted infrastructure CAs whose leaves count no more, by [`hallmark_core::x509::key_fingerprint`].
+    pub denied: BTreeSet<[u8; 32]>,
+}
+
+/// A tainted CA, any issuer's, whose leaves their holders renew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Renewal {
+    /// Its key, by [`hallmark_core::x509::key_fingerprint`].
+    pub authority: [u8; 32],
+    /// By when.
+    pub until: i64,
+}
+
+impl InForce {
+    /// A hierarchy's roots in the bundle, DER.
+    pub fn roots(&self, hierarchy: Hierarchy) -> Vec<Bytes> {
+        self.authorities.get(&hierarchy).map(|a| a.roots.clone()).unwrap_or_default()
+    }
+
+    /// The issuing CA that signs a hierarchy's leaves.
+    pub fn active(&self, hierarchy: Hierarchy) -> Option<&Arc<Issuing>> {
+        self.authorities.get(&hierarchy)?.active.as_ref()
+    }
+
+    /// The issuing CAs of a hierarchy that sign, or have signed what may live.
+    pub fn issuing(&self, hierarchy: Hierarchy) -> impl Iterator<Item = &Arc<Issuing>> {
+        self.authorities.get(&hierarchy).into_iter().flat_map(|a| a.active.iter().chain(&a.past))
+    }
 }
 
 /// The CAs of a trust domain.
 pub struct Ca {
     trust_domain: TrustDomain,
-    authorities: HashMap<Hierarchy, Authority>,
+    in_force: RwLock<Arc<InForce>>,
     in_token: bool,
 }
 
@@ -65,6 +161,7 @@ pub struct Signed {
     custody: Custody,
     not_before: i64,
     not_after: i64,
+    by: Use,
 }
 
 impl Signed {
@@ -108,13 +205,33 @@ impl Signed {
     pub fn not_after(&self) -> i64 {
         self.not_after
     }
+    /// The certificate of the issuing CA that signed it, DER.
+    pub fn issuing_der(&self) -> &Bytes {
+        &self.by.issuing.der
+    }
+    /// Generation of that CA.
+    pub fn ca(&self) -> u32 {
+        self.by.issuing.generation
+    }
+    /// To be held for as long as this may still be recorded.
+    pub fn held(&self) -> Arc<()> {
+        self.by.held.clone()
+    }
 }
 
-/// A host's certificate, signed, that no one has seen: it too leaves only together with a `Recorded`.
+/// A host's or an issuer's certificate, signed, that no one has seen: it too leaves only together with a `Recorded`.
 #[derive(Debug)]
-pub struct SignedHost(Leaf);
+pub struct SignedHost(Leaf, Use);
 
 impl SignedHost {
+    /// The certificate of the issuing CA that signed it, DER.
+    pub fn issuing_der(&self) -> &Bytes {
+        &self.1.issuing.der
+    }
+    /// Generation of that CA.
+    pub fn ca(&self) -> u32 {
+        self.1.issuing.generation
+    }
     /// DER.
     pub fn der(&self) -> &[u8] {
         &self.0.der
@@ -130,13 +247,19 @@ impl SignedHost {
 }
 
 impl Ca {
-    /// CAs of these authorities.
-    pub fn new(
-        trust_domain: TrustDomain,
-        authorities: HashMap<Hierarchy, Authority>,
-        in_token: bool,
-    ) -> Self {
-        Self { trust_domain, authorities, in_token }
+    /// CAs of a trust domain, these in force.
+    pub fn new(trust_domain: TrustDomain, in_force: InForce, in_token: bool) -> Self {
+        Self { trust_domain, in_force: RwLock::new(Arc::new(in_force)), in_token }
+    }
+
+    /// What is in force now. Whoever looks twice may see two things: one look a request.
+    pub fn in_force(&self) -> Arc<InForce> {
+        self.in_force.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts other CAs in force, for whoever looks from here on.
+    pub fn replace(&self, in_force: InForce) {
+        *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(in_force);
     }
 
     /// Whether a signature may wait for a device, so that it must not be asked for on an async thread.
@@ -149,29 +272,9 @@ impl Ca {
         if self.in_token { "pkcs11" } else { "software (--dev)" }
     }
 
-    /// A hierarchy's roots, DER.
+    /// A hierarchy's roots in the bundle, DER.
     pub fn roots(&self, hierarchy: Hierarchy) -> Vec<Bytes> {
-        self.authorities.get(&hierarchy).map(|a| a.roots.clone()).unwrap_or_default()
-    }
-
-    /// Counts changes of the bundle; part of what hosts compare.
-    pub fn bundle_revision(&self) -> u64 {
-        1
-    }
-
-    /// A tier's issuing CA certificate, DER.
-    pub fn issuing_der(&self, tier: Tier) -> Bytes {
-        self.authorities.get(&Hierarchy::Tier(tier)).map(|a| a.issuing_der.clone()).unwrap_or_default()
-    }
-
-    /// The infrastructure issuing CA certificate, DER.
-    pub fn infrastructure_der(&self) -> Bytes {
-        self.authorities.get(&Hierarchy::Infrastructure).map(|a| a.issuing_der.clone()).unwrap_or_default()
-    }
-
-    /// One hierarchy.
-    pub fn authority(&self, hierarchy: Hierarchy) -> Option<&Authority> {
-        self.authorities.get(&hierarchy)
+        self.in_force().roots(hierarchy)
     }
 
     /// Signs what was granted. A signature from a token is verified before it is used: the token is
@@ -192,7 +295,7 @@ impl Ca {
             delegation: None,
         };
         let dns_names: Vec<String> = grant.dns_names().iter().cloned().collect();
-        let leaf = self.make(
+        let (leaf, by) = self.make(
             Hierarchy::Tier(grant.tier()),
             &LeafParams {
                 spiffe_id: &spiffe_id,
@@ -215,6 +318,7 @@ impl Ca {
             custody: grant.custody(),
             not_before: leaf.not_before,
             not_after: leaf.not_after,
+            by,
         })
     }
 
@@ -230,7 +334,7 @@ impl Ca {
         lifetime: Duration,
     ) -> Result<SignedHost, SignError> {
         let id = SpiffeId::new(self.trust_domain.clone(), Subject::Host(host.clone()));
-        self.sign_infrastructure(&id, spki, now, lifetime, &[]).map(SignedHost)
+        self.sign_infrastructure(&id, spki, now, lifetime, &[])
     }
 
     /// Signs this issuer's own credential.
@@ -244,7 +348,7 @@ impl Ca {
         now: i64,
         lifetime: Duration,
         dns: &[String],
-    ) -> Result<Leaf, SignError> {
+    ) -> Result<SignedHost, SignError> {
         let id = SpiffeId::new(self.trust_domain.clone(), Subject::Issuer(id.clone()));
         self.sign_infrastructure(&id, spki, now, lifetime, dns)
     }
@@ -256,7 +360,7 @@ impl Ca {
         now: i64,
         lifetime: Duration,
         dns: &[String],
-    ) -> Result<Leaf, SignError> {
+    ) -> Result<SignedHost, SignError> {
         let params = LeafParams {
             spiffe_id: id,
             spki_der: spki,
@@ -266,34 +370,34 @@ impl Ca {
             lifetime,
             agent: None,
         };
-        self.make(Hierarchy::Infrastructure, &params)
+        self.make(Hierarchy::Infrastructure, &params).map(|(leaf, by)| SignedHost(leaf, by))
     }
 
-    fn make(&self, hierarchy: Hierarchy, params: &LeafParams<'_>) -> Result<Leaf, SignError> {
-        let authority = self.authorities.get(&hierarchy).ok_or(SignError::Missing(hierarchy))?;
-        let made = if self.in_token {
-            authority.issuing.leaf_checked(params)
-        } else {
-            authority.issuing.leaf(params)
+    fn make(&self, hierarchy: Hierarchy, params: &LeafParams<'_>) -> Result<(Leaf, Use), SignError> {
+        let by = {
+            // Held before what is in force can change: nobody retires what is about to sign.
+            let in_force = self.in_force.read().unwrap_or_else(PoisonError::into_inner);
+            let issuing = in_force.active(hierarchy).ok_or(SignError::Missing(hierarchy))?;
+            Use { issuing: issuing.clone(), held: issuing.uses.clone() }
         };
-        Ok(made?)
+        let made =
+            if self.in_token { by.issuing.ca.leaf_checked(params) } else { by.issuing.ca.leaf(params) };
+        Ok((made?, by))
     }
 
     /// A real signature by each issuing CA's key, verified: whether this issuer could issue now.
     ///
     /// # Errors
-    /// The first key that does not sign, or signs wrongly.
+    /// The first hierarchy without an issuing CA, or key that does not sign, or signs wrongly.
     pub fn health(&self) -> Result<(), KeyError> {
-        for authority in self.authorities.values() {
-            let challenge = b"hallmark CA key health check";
-            let signature = authority.key.sign(challenge)?;
-            let public = PublicKey::from_spki_der(authority.key.spki_der())
-                .map_err(|e| KeyError::Failed { backend: "ca", reason: e.to_string() })?;
-            if !public.verifies(challenge, &signature) {
-                return Err(KeyError::Failed {
-                    backend: "ca",
-                    reason: "a signature did not verify".to_owned(),
-                });
+        let in_force = self.in_force();
+        for hierarchy in Hierarchy::ALL {
+            match in_force.active(hierarchy) {
+                Some(issuing) => issuing.health()?,
+                None => {
+                    let reason = SignError::Missing(hierarchy).to_string();
+                    return Err(KeyError::Failed { backend: "ca", reason });
+                }
             }
         }
         Ok(())

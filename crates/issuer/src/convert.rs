@@ -7,7 +7,7 @@ use hallmark_core::tier::{Hierarchy, Tier};
 use hallmark_proto::issuer as wire;
 use prost::bytes::Bytes;
 
-use crate::ca::Ca;
+use crate::ca::{Ca, Renewal};
 
 /// One requirement not met.
 pub fn unmet(unmet: &Unmet) -> wire::Unmet {
@@ -16,11 +16,33 @@ pub fn unmet(unmet: &Unmet) -> wire::Unmet {
 
 /// The roots of each tier; never the infrastructure root.
 pub fn bundles(trust_domain: &str, ca: &Ca) -> wire::BundleSet {
+    let in_force = ca.in_force();
     let tiers = Tier::ALL
         .into_iter()
-        .map(|tier| wire::TierRoots { tier: tier.to_string(), roots: ca.roots(Hierarchy::Tier(tier)) })
+        .map(|tier| wire::TierRoots { tier: tier.to_string(), roots: in_force.roots(Hierarchy::Tier(tier)) })
         .collect();
-    wire::BundleSet { trust_domain: trust_domain.to_owned(), revision: ca.bundle_revision(), tiers }
+    wire::BundleSet { trust_domain: trust_domain.to_owned(), revision: in_force.bundle_revision, tiers }
+}
+
+/// An update that carries the infrastructure roots.
+pub fn infrastructure_update(ca: &Ca) -> wire::HostUpdate {
+    let in_force = ca.in_force();
+    let roots = wire::InfrastructureRoots {
+        revision: in_force.infrastructure_revision,
+        roots: in_force.roots(Hierarchy::Infrastructure),
+        denied: in_force.denied.iter().map(|key| Bytes::copy_from_slice(key)).collect(),
+    };
+    wire::HostUpdate { update: Some(wire::host_update::Update::Infrastructure(roots)) }
+}
+
+/// An order to renew what tainted CAs signed, within what is left of the time for it.
+pub fn renew_update(renewals: &[Renewal], now: i64) -> wire::HostUpdate {
+    let latest = renewals.iter().map(|r| r.until).max().unwrap_or(now);
+    let renew = wire::Renew {
+        authorities: renewals.iter().map(|r| Bytes::copy_from_slice(&r.authority)).collect(),
+        within_seconds: u64::try_from(latest.saturating_sub(now)).unwrap_or_default(),
+    };
+    wire::HostUpdate { update: Some(wire::host_update::Update::Renew(renew)) }
 }
 
 /// An update that carries registrations.

@@ -1,7 +1,8 @@
 //! Certificate revocation lists: written to the public directory, for any web server to serve.
 //!
-//! One list a tier that has revocation (enterprise, advanced), signed by its issuing CA; written anew when
-//! a certificate is revoked, and at the latest every half of its validity.
+//! One list for each issuing CA of a tier that has revocation (enterprise, advanced), signed by that CA for as long as
+//! what it signed may live, also once another has taken its place; written anew when a certificate is revoked, and at the
+//! latest every half of its validity.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use hallmark_core::tier::{Hierarchy, Tier};
 use hallmark_core::x509::{CrlParams, Reason, Revoked, Serial};
 
+use crate::authority::list_name;
 use crate::init::replace_file;
 use crate::issuer::Issuer;
 use crate::metrics::metrics;
@@ -49,36 +51,35 @@ async fn write(issuer: &Arc<Issuer>) -> anyhow::Result<()> {
     let dir = issuer.config().public_dir().join("crl");
     tokio::fs::create_dir_all(&dir).await?;
     let mut failed = None;
-    for tier in [Tier::Enterprise, Tier::Advanced] {
-        let hierarchy = Hierarchy::Tier(tier);
-        let revoked: Vec<Revoked> = revocations
-            .iter()
-            .filter(|r| r.hierarchy == hierarchy && r.issuer == issuer.config().issuer_id.as_str())
-            .filter_map(|r| {
-                let serial = Serial::from_bytes(&r.serial).ok()?;
-                Some(Revoked { serial, at: r.revoked_at, reason: reason(&r.reason) })
+    let in_force = issuer.ca().in_force();
+    for hierarchy in [Tier::Enterprise, Tier::Advanced].map(Hierarchy::Tier) {
+        for issuing in in_force.issuing(hierarchy).cloned() {
+            let of = revocations.iter().filter(|r| r.hierarchy == hierarchy && r.ca == issuing.generation);
+            let revoked: Vec<Revoked> = of
+                .filter_map(|r| {
+                    let serial = Serial::from_bytes(&r.serial).ok()?;
+                    Some(Revoked { serial, at: r.revoked_at, reason: reason(&r.reason) })
+                })
+                .collect();
+            let name = list_name(hierarchy, issuing.generation);
+            let path = dir.join(&name);
+            let written = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
+                let next_update = now.saturating_add(i64::try_from(VALIDITY.as_secs())?);
+                // RFC 5280 section 5.2.3: numbers grow; seconds do, and a restart cannot take them back.
+                let number = u64::try_from(now)?;
+                let der = issuing.ca.crl(&CrlParams {
+                    this_update: now,
+                    next_update,
+                    number,
+                    revoked: &revoked,
+                })?;
+                replace_file(&path, &der)
             })
-            .collect();
-        let issuer = issuer.clone();
-        let path = dir.join(format!("{tier}.crl"));
-        let written = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
-            let authority =
-                issuer.ca().authority(hierarchy).ok_or_else(|| anyhow::anyhow!("no {hierarchy} CA"))?;
-            let next_update = now.saturating_add(i64::try_from(VALIDITY.as_secs())?);
-            // RFC 5280 section 5.2.3: numbers grow; seconds do, and a restart cannot take them back.
-            let number = u64::try_from(now)?;
-            let der = authority.issuing.crl(&CrlParams {
-                this_update: now,
-                next_update,
-                number,
-                revoked: &revoked,
-            })?;
-            replace_file(&path, &der)
-        })
-        .await?;
-        // One that fails does not keep the other back.
-        if let Err(error) = written {
-            failed = Some(error.context(format!("{tier}.crl")));
+            .await?;
+            // One that fails does not keep the others back.
+            if let Err(error) = written {
+                failed = Some(error.context(name));
+            }
         }
     }
     failed.map_or(Ok(()), Err)
@@ -87,6 +88,7 @@ async fn write(issuer: &Arc<Issuer>) -> anyhow::Result<()> {
 /// RFC 5280 section 5.3.1.
 fn reason(word: &str) -> Reason {
     match word {
+        "superseded" | "ca-tainted" => Reason::Superseded,
         "registration-changed"
         | "registration-removed"
         | "host-disabled"

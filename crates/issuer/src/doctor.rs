@@ -4,14 +4,16 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use hallmark_core::tier::{Hierarchy, Tier};
 use hallmark_core::x509::OidArc;
-use hallmark_proto::admin::Check;
+use hallmark_proto::admin::{CaStatus, Check};
 
-use crate::admin::ca_status;
+use crate::admin::cas;
 use crate::config::{CaBackend, Enrolment};
 use crate::issuer::Issuer;
 
-const DAY: i64 = 24 * 3600;
+const HOUR: i64 = 3600;
+const DAY: i64 = 24 * HOUR;
 
 fn ok(name: &str, found: impl Into<String>) -> Check {
     Check { name: name.to_owned(), result: "ok".to_owned(), found: found.into(), remedy: String::new() }
@@ -38,7 +40,8 @@ fn failure(name: &str, found: impl Into<String>, remedy: &str) -> Check {
 /// Examines this issuer.
 pub async fn examine(issuer: &Arc<Issuer>) -> Vec<Check> {
     let mut checks = vec![ca_keys(issuer).await];
-    checks.extend(ca_ages(issuer));
+    checks.extend(ca_ages(issuer).await);
+    checks.push(overlap(issuer));
     checks.push(trust_domain(issuer));
     checks.push(arc(issuer));
     checks.push(clock(issuer).await);
@@ -66,25 +69,83 @@ async fn ca_keys(issuer: &Arc<Issuer>) -> Check {
     }
 }
 
-fn ca_ages(issuer: &Issuer) -> Vec<Check> {
+async fn ca_ages(issuer: &Issuer) -> Vec<Check> {
+    let shown = match cas(issuer, false).await {
+        Ok(shown) => shown,
+        Err(error) => return vec![failure("ca-age", error.to_string(), "see the issuer's log")],
+    };
     let now = issuer.now();
+    let own = issuer.config().issuer_id.to_string();
     let mut checks = Vec::new();
-    for hierarchy in hallmark_core::tier::Hierarchy::ALL {
-        let Some(authority) = issuer.ca().authority(hierarchy) else { continue };
-        let ca = ca_status(hierarchy, "issuing", &authority.issuing_der, "");
+    for hierarchy in Hierarchy::ALL {
+        let of = |kind: &str| {
+            shown.iter().find(|ca| {
+                ca.hierarchy == hierarchy.as_str()
+                    && ca.kind == kind
+                    && ca.state == "active"
+                    && (ca.issuer == own || ca.issuer.is_empty())
+            })
+        };
         let name = format!("ca-age.{hierarchy}");
-        let left = (ca.not_after - now) / DAY;
-        let found = format!("issuing CA ends in {left} days");
-        let life = (ca.not_after - ca.not_before).max(1);
-        checks.push(if ca.not_after <= now {
-            failure(&name, "the issuing CA has expired", "make a new trust domain or rotate the CA")
-        } else if (ca.not_after - now) * 10 < life {
-            warning(&name, found, "less than a tenth of its life is left: plan its rotation")
-        } else {
-            ok(&name, found)
+        checks.push(match of("issuing") {
+            None => failure(
+                &name,
+                "no issuing CA: nothing of this hierarchy can be signed",
+                "hallmark ca list says what is awaited",
+            ),
+            Some(ca) => ca_age(&name, "issuing CA", ca, now),
         });
+        if let Some(root) = of("root") {
+            checks.push(ca_age(&format!("root-age.{hierarchy}"), "root", root, now));
+        }
+    }
+    let waiting = shown.iter().filter(|ca| ca.state == "tainted" && ca.withdrawn_at == 0);
+    for ca in waiting.filter(|ca| ca.kind == "issuing") {
+        checks.push(warning(
+            &format!("ca-tainted.{}", ca.hierarchy),
+            format!("issuing CA {} is tainted, and what it signed is not revoked yet", ca.generation),
+            "hallmark ca list says by when; a host that is away renews when it is back",
+        ));
     }
     checks
+}
+
+fn ca_age(name: &str, what: &str, ca: &CaStatus, now: i64) -> Check {
+    let days = |seconds: i64| seconds / DAY;
+    let generation = ca.generation;
+    let due = match ca.due_at {
+        0 => "it is not replaced by itself".to_owned(),
+        at if at <= now => "its replacement is due".to_owned(),
+        at => format!("it is replaced by itself in {} days", days(at - now)),
+    };
+    let found = format!("{what} {generation} ends in {} days; {due}", days(ca.not_after - now));
+    let life = (ca.not_after - ca.not_before).max(1);
+    if ca.not_after <= now {
+        failure(name, format!("{what} {generation} has expired"), "make a new trust domain or rotate the CA")
+    } else if ca.due_at != 0 && ca.due_at + HOUR < now {
+        warning(name, found, "it should have been replaced an hour ago: the issuer's log says why it was not")
+    } else if (ca.not_after - now) * 10 < life && ca.due_at == 0 {
+        warning(name, found, "less than a tenth of its life is left: hallmark ca rotate")
+    } else {
+        ok(name, found)
+    }
+}
+
+/// Whoever holds an older bundle must have the new one before the last leaf under the old root has ended.
+fn overlap(issuer: &Issuer) -> Check {
+    const NAME: &str = "ca-overlap";
+    let overlap = issuer.config().rotation.overlap;
+    let longest = Tier::ALL.map(Tier::max_lifetime).into_iter().max().unwrap_or_default();
+    let show = |d| humantime::format_duration(d).to_string();
+    let found = format!("{}; the longest credential lives {}", show(overlap), show(longest));
+    if overlap < longest {
+        return warning(
+            NAME,
+            found,
+            "relying parties have less time to take up a new root than a credential lives: raise ca.rotation.overlap",
+        );
+    }
+    ok(NAME, found)
 }
 
 fn trust_domain(issuer: &Issuer) -> Check {

@@ -1,24 +1,23 @@
 //! Making a trust domain, once: four roots and their issuing CAs, and what anybody may have of them.
 
-use std::collections::HashMap;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use hallmark_core::id::TrustDomain;
 use hallmark_core::log::{LogKey, LogName, LogVerifier, SoftwareLogKey};
-use hallmark_core::tier::{Hierarchy, Tier};
-use hallmark_core::x509::{CaKey, CaParams, Curve, IssuingCa, OidArc, Serial, SoftwareCaKey, issuing, root};
+use hallmark_core::rotation::{Role, Stage};
+use hallmark_core::tier::Hierarchy;
+use hallmark_core::x509::OidArc;
 use hallmark_hsm::{HsmError, Token};
 use rand::TryRngCore;
 use zeroize::Zeroizing;
 
-use crate::ca::{Authority, Ca};
-use crate::config::{CaBackend, Config};
+use crate::authority::{Maker, issuing_label, root_label};
+use crate::config::{CaBackend, Config, Roots, StoreConfig};
 use crate::record::{Kind, Record};
-use crate::store::{self, AuthorityKind, LogSigner, Store, TrustDomainRow, Write};
+use crate::store::{Authority, LogSigner, Opened, Store, TrustDomainRow, Write};
 use crate::token;
 
 /// How `init` was called.
@@ -46,7 +45,7 @@ pub async fn init(config: Config, options: Options) -> anyhow::Result<()> {
         .with_context(|| format!("data_dir {}", config.data_dir.display()))?;
     let store = Store::open(&token::store(&config)?, &config.issuer_id).await?;
     if let Some(there) = store.trust_domain().await? {
-        bail!("{} already holds trust domain {}; nothing was changed", config.data_dir.display(), there.name);
+        return join(config, options, store, there).await;
     }
     let arc = config.oid_arc.as_deref().map_or_else(|| Ok(OidArc::documentation()), OidArc::parse)?;
     let now = unix_now();
@@ -64,25 +63,91 @@ pub async fn init(config: Config, options: Options) -> anyhow::Result<()> {
     }
     .entry(now, Kind::TrustDomain, "made", None);
     let mut writes = vec![Write::TrustDomain(row.clone()), Write::Record(entry)];
-    let mut roots = Vec::new();
     let token = match &config.ca {
         CaBackend::Pkcs11(pkcs11) => Some(token::open(pkcs11)?),
         CaBackend::Software => None,
     };
-    if let Some(token) = &token {
-        for made in make_in_token(&config, &row, &arc, token, now)? {
-            if made.kind == AuthorityKind::Root {
-                roots.push((made.hierarchy, made.certificate.clone()));
-            }
-            writes.push(Write::Authority(made));
-        }
+    let made = match &token {
+        Some(token) => make(&Maker { config: &config, trust_domain: &row, token }, now)?,
+        None => Vec::new(),
+    };
+    for made in &made {
+        writes.push(Write::Authority(Box::new(made.clone())));
+        writes.push(Write::Record(made_entry(&row, made, now)));
     }
     let signer = log_signer(&config, token.as_ref(), true)?;
     store.write_with(signer).await?.commit(writes).await?;
+    let roots: Vec<_> = made.iter().filter(|a| a.role == Role::Root).collect();
     if !roots.is_empty() {
+        let roots: Vec<_> = roots.iter().map(|a| (a.hierarchy, a.certificate.clone())).collect();
         publish(&config.public_dir(), &roots)?;
     }
     report(&config, &row, &arc);
+    Ok(())
+}
+
+/// Joins a trust domain that another issuer has made in a store that both share: with a log and issuing CAs of its own,
+/// under the roots that are there.
+async fn join(config: Config, options: Options, store: Opened, row: TrustDomainRow) -> anyhow::Result<()> {
+    let place = match &config.store {
+        StoreConfig::Sqlite => config.data_dir.display().to_string(),
+        StoreConfig::Postgres(postgres) => postgres.place(),
+    };
+    let stored = store.authorities().await?;
+    let own = config.issuer_id.as_str();
+    if config.store == StoreConfig::Sqlite || stored.iter().any(|a| a.issuer == own) {
+        bail!("{place} already holds trust domain {}, with issuer {own}; nothing was changed", row.name);
+    }
+    if row.name != config.trust_domain {
+        bail!("{place} holds trust domain {}, and the configuration says {}", row.name, config.trust_domain);
+    }
+    if options.lab && !row.lab {
+        bail!(
+            "{place} holds trust domain {}, which was made without --lab: that cannot be changed",
+            row.name
+        );
+    }
+    let CaBackend::Pkcs11(pkcs11) = &config.ca else {
+        bail!("ca.backend = \"software\": an issuer that joins needs its CA keys in a token");
+    };
+    let token = token::open(pkcs11)?;
+    let now = unix_now();
+    let maker = Maker { config: &config, trust_domain: &row, token: &token };
+    let mut writes = Vec::new();
+    for hierarchy in Hierarchy::ALL {
+        let of = |role| stored.iter().filter(move |a| a.hierarchy == hierarchy && a.role == role);
+        // Counted over all issuers.
+        let generation = of(Role::Issuing).map(|a| a.generation).max().unwrap_or_default() + 1;
+        let made = if config.roots == Roots::Offline {
+            maker.request(hierarchy, generation, now)?
+        } else {
+            let root = of(Role::Root)
+                .filter(|a| a.stage == Stage::Active)
+                .max_by_key(|a| a.generation)
+                .with_context(|| format!("no {hierarchy} root is in force in {place}"))?;
+            let made = maker.issuing(generation, root, now).with_context(|| {
+                format!(
+                    "the {hierarchy} root's key must be within reach: in this token, or in ca.root_token; or set ca.root = \"offline\" and have the requests signed"
+                )
+            })?;
+            Authority { stage: Stage::Active, activated_at: Some(now), ..made }
+        };
+        writes.push(Write::Record(made_entry(&row, &made, now)));
+        writes.push(Write::Authority(Box::new(made)));
+    }
+    let signer = log_signer(&config, Some(&token), true)?;
+    let store = store.write_with(signer).await?;
+    store.commit(writes).await.context("another issuer changed the CAs at the same moment: run it again")?;
+    let in_bundle = stored.iter().filter(|a| a.role == Role::Root && a.seen("", false).is_in_bundle());
+    let roots: Vec<_> = in_bundle.map(|a| (a.hierarchy, a.certificate.clone())).collect();
+    publish(&config.public_dir(), &roots)?;
+    println!("Issuer {own} joined trust domain {} in {place}.", row.name);
+    println!("  It has issuing CAs and a log of its own (hallmark log key); the roots are those of before.");
+    if config.roots == Roots::Offline {
+        println!(
+            "  Its CAs cannot sign until the roots have signed their requests: hallmark ca csr, hallmark ca install."
+        );
+    }
     Ok(())
 }
 
@@ -94,8 +159,21 @@ fn report(config: &Config, row: &TrustDomainRow, arc: &OidArc) {
     }
     if row.dev {
         println!("  DEV: CA keys are made in memory at each start and are gone when the issuer ends.");
+    } else if config.roots == Roots::Offline {
+        println!(
+            "  CA keys: four issuing CAs, in the PKCS#11 token. None can sign until a root has signed its request:"
+        );
+        println!("  start the issuer, then for each of foundation, enterprise, advanced, infrastructure:");
+        println!("    hallmark ca csr HIERARCHY > HIERARCHY.csr");
+        println!("    hallmark ca install HIERARCHY CERTIFICATE.pem --root ROOT.pem");
     } else {
-        println!("  CA keys: four roots and four issuing CAs, in the PKCS#11 token.");
+        println!(
+            "  CA keys: four roots and four issuing CAs, in the PKCS#11 token{}.",
+            match config.roots {
+                Roots::Token(_) => "s of ca.root_token and ca.pkcs11",
+                _ => "",
+            }
+        );
         println!("  For host daemons:    {}", config.public_dir().join("infrastructure.pem").display());
         println!("  For relying parties: {}", config.public_dir().join("bundle.pem").display());
     }
@@ -104,16 +182,6 @@ fn report(config: &Config, row: &TrustDomainRow, arc: &OidArc) {
             "  OIDs stand under the documentation arc (RFC 5612); set oid_arc to your own enterprise number before production."
         );
     }
-}
-
-/// Label of a CA key in the token.
-pub fn key_label(
-    trust_domain: &TrustDomain,
-    hierarchy: Hierarchy,
-    kind: AuthorityKind,
-    generation: u32,
-) -> String {
-    format!("hallmark {trust_domain} {hierarchy} {} {generation}", kind.as_str())
 }
 
 fn log_key_label(config: &Config) -> String {
@@ -144,139 +212,53 @@ pub fn log_signer(config: &Config, token: Option<&Token>, new: bool) -> anyhow::
     Ok(LogSigner::in_token(LogVerifier::new(name, key.public()), Arc::new(key))?)
 }
 
-fn make_in_token(
-    config: &Config,
-    row: &TrustDomainRow,
-    arc: &OidArc,
-    token: &Token,
-    now: i64,
-) -> anyhow::Result<Vec<store::Authority>> {
-    let labels: Vec<String> = Hierarchy::ALL
-        .into_iter()
-        .flat_map(|h| [AuthorityKind::Root, AuthorityKind::Issuing].map(|k| key_label(&row.name, h, k, 1)))
-        .chain([log_key_label(config)])
-        .collect();
-    let there = token.list_keys().context("listing the token's keys")?;
-    if let Some(label) = labels.iter().find(|label| there.iter().any(|key| key.label == **label)) {
-        bail!(
-            "the token already holds a key {label:?}: it belongs to a trust domain whose store is elsewhere; use another token, or remove those keys if that trust domain is no more"
-        );
+/// Four roots and issuing CAs under them, in force from here on; with an offline root, keys that wait for certificates.
+fn make(maker: &Maker<'_>, now: i64) -> anyhow::Result<Vec<Authority>> {
+    let Maker { config, trust_domain, token } = *maker;
+    let offline = config.roots == Roots::Offline;
+    let name = &trust_domain.name;
+    let issuing = Hierarchy::ALL.map(|h| issuing_label(name, &config.issuer_id, h, 1));
+    unused(token, issuing.into_iter().chain([log_key_label(config)]))?;
+    if !offline {
+        unused(&maker.roots()?, Hierarchy::ALL.map(|h| root_label(name, h, 1)))?;
     }
     let mut made = Vec::new();
     for hierarchy in Hierarchy::ALL {
-        let key = |kind| -> anyhow::Result<(String, Arc<dyn CaKey>)> {
-            let label = key_label(&row.name, hierarchy, kind, 1);
-            let key = token
-                .generate_ca_key(&label, &crate::sha256(label.as_bytes())[..16], config.curve)
-                .with_context(|| format!("making {label:?}"))?;
-            Ok((label, Arc::new(key)))
-        };
-        let (root_label, root_key) = key(AuthorityKind::Root)?;
-        let (issuing_label, issuing_key) = key(AuthorityKind::Issuing)?;
-        let (root_der, issuing_der) =
-            certificates(config, row, arc, hierarchy, &*root_key, issuing_key.spki_der(), now)?;
-        for (kind, key_label, certificate) in [
-            (AuthorityKind::Root, root_label, root_der),
-            (AuthorityKind::Issuing, issuing_label, issuing_der),
-        ] {
-            made.push(store::Authority { hierarchy, kind, generation: 1, key_label, certificate });
+        if offline {
+            made.push(maker.request(hierarchy, 1, now)?);
+            continue;
         }
+        let root = maker.root(hierarchy, 1, now)?;
+        let issuing = maker.issuing(1, &root, now)?;
+        let (stage, activated_at) = (Stage::Active, Some(now));
+        made.push(Authority { stage, activated_at, published_at: Some(now), ..root });
+        made.push(Authority { stage, activated_at, ..issuing });
     }
     Ok(made)
 }
 
-fn certificates(
-    config: &Config,
-    row: &TrustDomainRow,
-    arc: &OidArc,
-    hierarchy: Hierarchy,
-    root_key: &dyn CaKey,
-    issuing_spki: &[u8],
-    now: i64,
-) -> anyhow::Result<(Vec<u8>, Vec<u8>)> {
-    let params = |lifetime: Duration| -> anyhow::Result<CaParams<'_>> {
-        Ok(CaParams {
-            trust_domain: &row.name,
-            hierarchy,
-            lab: row.lab,
-            arc,
-            serial: serial()?,
-            now,
-            lifetime,
-        })
-    };
-    let root_der = root(&params(config.root_lifetime)?, root_key)?;
-    let issuing_der = issuing(&params(config.issuing_lifetime)?, issuing_spki, &root_der, root_key)?;
-    Ok((root_der.to_vec(), issuing_der.to_vec()))
-}
-
-/// The CAs of a trust domain that `init` made: keys from the token, or with `--dev` made now, in memory.
-///
-/// # Errors
-/// A key is missing from the token, or a certificate does not fit its key.
-pub fn load_ca(
-    config: &Config,
-    row: &TrustDomainRow,
-    stored: &[store::Authority],
-    token: Option<&Token>,
-) -> anyhow::Result<Ca> {
-    let mut authorities = HashMap::new();
-    for hierarchy in Hierarchy::ALL {
-        let authority = match token {
-            Some(token) => from_token(row, stored, token, hierarchy)?,
-            None => in_memory(config, row, hierarchy)?,
-        };
-        let revocable = matches!(hierarchy, Hierarchy::Tier(Tier::Enterprise | Tier::Advanced));
-        let url = config.crl_url.as_ref().filter(|_| revocable).map(|url| format!("{url}/{hierarchy}.crl"));
-        let (roots, issuing_der, issuing, key) = authority;
-        let issuing = issuing.with_crl_url(url.as_deref())?;
-        authorities.insert(hierarchy, Authority { roots, issuing, issuing_der: issuing_der.into(), key });
+fn unused(token: &Token, labels: impl IntoIterator<Item = String>) -> anyhow::Result<()> {
+    let there = token.list_keys().context("listing the token's keys")?;
+    for label in labels {
+        if there.iter().any(|key| key.label == label) {
+            bail!(
+                "the token already holds a key {label:?}: it belongs to a trust domain whose store is elsewhere; use another token, or remove those keys if that trust domain is no more"
+            );
+        }
     }
-    Ok(Ca::new(row.name.clone(), authorities, token.is_some()))
+    Ok(())
 }
 
-type Parts = (Vec<prost::bytes::Bytes>, Vec<u8>, IssuingCa, Arc<dyn CaKey>);
-
-fn from_token(
-    row: &TrustDomainRow,
-    stored: &[store::Authority],
-    token: &Token,
-    hierarchy: Hierarchy,
-) -> anyhow::Result<Parts> {
-    let of = |kind| stored.iter().filter(move |a| a.hierarchy == hierarchy && a.kind == kind);
-    let newest = of(AuthorityKind::Issuing)
-        .max_by_key(|a| a.generation)
-        .with_context(|| format!("the store of {} has no {hierarchy} issuing CA", row.name))?;
-    let key = token.ca_key(&newest.key_label).with_context(|| format!("CA key {:?}", newest.key_label))?;
-    let key: Arc<dyn CaKey> = Arc::new(key);
-    let roots = of(AuthorityKind::Root).map(|a| a.certificate.clone().into()).collect();
-    let issuing = IssuingCa::new(&newest.certificate, key.clone())
-        .with_context(|| format!("{hierarchy} issuing CA"))?;
-    Ok((roots, newest.certificate.clone(), issuing, key))
-}
-
-fn in_memory(config: &Config, row: &TrustDomainRow, hierarchy: Hierarchy) -> anyhow::Result<Parts> {
-    let arc = OidArc::parse(&row.oid_arc)?;
-    let (root_key, key) = (software_key(config.curve)?, Arc::new(software_key(config.curve)?));
-    let (root_der, issuing_der) =
-        certificates(config, row, &arc, hierarchy, &root_key, key.spki_der(), unix_now())?;
-    let issuing = IssuingCa::new(&issuing_der, key.clone())?;
-    Ok((vec![root_der.into()], issuing_der, issuing, key))
-}
-
-fn software_key(curve: Curve) -> anyhow::Result<SoftwareCaKey> {
-    use aws_lc_rs::signature::{
-        ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair,
-    };
-    let algorithm = match curve {
-        Curve::P256 => &ECDSA_P256_SHA256_ASN1_SIGNING,
-        Curve::P384 => &ECDSA_P384_SHA384_ASN1_SIGNING,
-    };
-    let random = aws_lc_rs::rand::SystemRandom::new();
-    let pkcs8 = EcdsaKeyPair::generate_pkcs8(algorithm, &random)
-        .map_err(|_| anyhow::anyhow!("no key could be generated"))?;
-    let pkcs8 = Zeroizing::new(pkcs8.as_ref().to_vec());
-    Ok(SoftwareCaKey::from_pkcs8(&pkcs8)?)
+fn made_entry(row: &TrustDomainRow, made: &Authority, now: i64) -> crate::record::Entry {
+    let certificate = &made.certificate;
+    Record {
+        authority: Some(made.name()),
+        certificate_sha256: (!certificate.is_empty()).then(|| hex::encode(crate::sha256(certificate))),
+        not_after: made.validity().map(|(_, end)| end),
+        lab: row.lab,
+        ..Record::default()
+    }
+    .entry(now, Kind::Ca, "made", None)
 }
 
 /// Writes what anybody may have: each root by itself, and the three tiers' together. The infrastructure
@@ -323,12 +305,6 @@ pub fn replace_file(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     file.write_all(content)?;
     file.sync_all()?;
     std::fs::rename(&new, path).with_context(|| path.display().to_string())
-}
-
-fn serial() -> anyhow::Result<Serial> {
-    let mut bytes = [0; 16];
-    rand::rngs::OsRng.try_fill_bytes(&mut bytes).context("random bytes")?;
-    Ok(Serial::from_random(bytes))
 }
 
 fn unix_now() -> i64 {

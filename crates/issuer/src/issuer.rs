@@ -8,7 +8,10 @@ use std::sync::{Arc, RwLock};
 use hallmark_core::decide::TrustRules;
 use hallmark_core::ek::EkRoots;
 use hallmark_core::id::{AgentName, HostId, SpiffeId, Subject, TrustDomain};
+use hallmark_core::tier::Hierarchy;
+use hallmark_core::x509::InfraRoots;
 use hallmark_hsm::Token;
+use hallmark_proto::tls::Shared;
 use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard};
 
 use crate::ca::{Ca, Signed};
@@ -59,6 +62,10 @@ pub struct Issuer {
     hub: Hub,
     counters: Counters,
     crl_due: Notify,
+    host_roots: Shared<InfraRoots>,
+    ca_turn: Arc<AsyncMutex<()>>,
+    ca_due: Notify,
+    own_due: Notify,
     started_at: i64,
     draining: AtomicBool,
 }
@@ -135,6 +142,10 @@ impl Issuer {
         token: Option<Token>,
     ) -> Result<Arc<Self>, StartError> {
         let now = unix_now();
+        let host_roots = ca.roots(Hierarchy::Infrastructure);
+        let host_roots = InfraRoots::new(trust_domain.name.clone(), host_roots)
+            .map_err(|e| StartError::Stored(e.to_string()))?
+            .denying(ca.in_force().denied.iter().copied());
         let mut hosts = HashMap::new();
         for row in store.hosts().await? {
             let state = HostState::from_json(
@@ -169,6 +180,10 @@ impl Issuer {
             hub: Hub::default(),
             counters: Counters::default(),
             crl_due: Notify::new(),
+            host_roots: Shared::new(host_roots),
+            ca_turn: Arc::default(),
+            ca_due: Notify::new(),
+            own_due: Notify::new(),
             started_at: now,
             draining: AtomicBool::new(false),
         });
@@ -204,9 +219,7 @@ impl Issuer {
                 }
             },
             Heard::Ended(ended) => self.tell_of_ended(std::slice::from_ref(ended)),
-            Heard::Authorities(_) => {
-                tracing::info!("another issuer has changed its CAs");
-            }
+            Heard::Authorities => self.ca_is_due(),
         }
     }
 
@@ -274,6 +287,36 @@ impl Issuer {
     /// The CA.
     pub fn ca(&self) -> &Ca {
         &self.ca
+    }
+
+    /// The roots by which hosts are known.
+    pub fn host_roots(&self) -> &Shared<InfraRoots> {
+        &self.host_roots
+    }
+
+    /// The right to change the CAs, one holder at a time.
+    pub async fn ca_turn(&self) -> Turn {
+        self.ca_turn.clone().lock_owned().await
+    }
+
+    /// Something about CAs may be due now.
+    pub fn ca_is_due(&self) {
+        self.ca_due.notify_one();
+    }
+
+    /// Waits until something about CAs may be due.
+    pub async fn ca_wanted(&self) {
+        self.ca_due.notified().await;
+    }
+
+    /// This issuer's own certificate should be made anew.
+    pub fn own_is_due(&self) {
+        self.own_due.notify_one();
+    }
+
+    /// Waits until this issuer's own certificate should be made anew.
+    pub async fn own_wanted(&self) {
+        self.own_due.notified().await;
     }
 
     /// The token of the CA keys; none with `--dev`.

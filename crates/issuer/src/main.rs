@@ -26,8 +26,9 @@ struct Cli {
 enum Command {
     /// Make the trust domain: four roots and their issuing CAs in the token, and the store.
     ///
-    /// Run once. It refuses where a trust domain already is, and where the token already holds keys of the
-    /// names it would use.
+    /// Run once for each issuer. On a PostgreSQL store that another issuer has made the trust domain in, this one joins
+    /// it, with issuing CAs and a log of its own. It refuses where its trust domain already is, and where the token
+    /// already holds keys of the names it would use.
     Init {
         /// Configuration file.
         #[arg(long, default_value = "/etc/hallmark/issuer.toml")]

@@ -367,26 +367,21 @@ struct Authority {
     not_after: i64,
 }
 
-/// The issuing CA of each hierarchy, and the newest of its roots.
+/// The issuing CA of each hierarchy that signs, and the newest of its roots.
 fn authorities(issuer: &Issuer) -> Vec<Authority> {
+    let in_force = issuer.ca().in_force();
     let mut all = Vec::new();
     for hierarchy in Hierarchy::ALL {
-        let issuing = match hierarchy {
-            Hierarchy::Tier(tier) => issuer.ca().issuing_der(tier),
-            Hierarchy::Infrastructure => issuer.ca().infrastructure_der(),
-        };
-        let roots = issuer.ca().roots(hierarchy);
-        let roots = roots.iter().map(|der| ("root", der));
-        let newest = [("issuing", &issuing)].into_iter().chain(roots).map(|(role, der)| {
+        let roots = in_force.roots(hierarchy);
+        let issuing = in_force.active(hierarchy).map(|active| ("issuing", &active.der));
+        for (role, der) in issuing.into_iter().chain(roots.iter().map(|der| ("root", der))) {
             let shown = ca_status(hierarchy, role, der, "");
-            Authority {
+            let ca = Authority {
                 hierarchy: hierarchy.as_str(),
                 role,
                 not_before: shown.not_before,
                 not_after: shown.not_after,
-            }
-        });
-        for ca in newest {
+            };
             match all.iter_mut().find(|a: &&mut Authority| (a.hierarchy, a.role) == (ca.hierarchy, ca.role)) {
                 Some(known) if known.not_before < ca.not_before => *known = ca,
                 Some(_) => {}

@@ -46,6 +46,8 @@ pub enum Kind {
     Enrolment,
     /// The issuer's own credential.
     IssuerSvid,
+    /// A CA was made, published, activated, tainted, retired.
+    Ca,
     /// The store was put back from a backup.
     Restore,
 }
@@ -62,6 +64,7 @@ impl Kind {
             Kind::Registration => "registration",
             Kind::Enrolment => "enrolment",
             Kind::IssuerSvid => "issuer-svid",
+            Kind::Ca => "ca",
             Kind::Restore => "restore",
         }
     }
@@ -93,6 +96,12 @@ pub struct Record<'a> {
     /// Digest of that registration.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registration_digest: Option<String>,
+    /// The CA concerned, as in `enterprise issuing CA 2`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authority: Option<String>,
+    /// Generation of the issuing CA that signed, in the hierarchy of the tier.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<u32>,
     /// Tier granted or attained.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tier: Option<&'a str>,

@@ -6,12 +6,12 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use hallmark_core::tier::Hierarchy;
-use hallmark_core::x509::{CaKey, InfraRoots, RootsError, SoftwareCaKey};
+use hallmark_core::x509::{CaKey, SoftwareCaKey};
 use hallmark_proto::admin::admin_server::AdminServer;
 use hallmark_proto::issuer::host_attestation_server::HostAttestationServer;
 use hallmark_proto::issuer::host_link_server::HostLinkServer;
 use hallmark_proto::issuer::issuance_server::IssuanceServer;
-use hallmark_proto::tls::{self, Accept, Acceptor, ClientAuth, Shared, SwappableCert};
+use hallmark_proto::tls::{self, Accept, Acceptor, ClientAuth, SwappableCert};
 use hallmark_telemetry::Served;
 use rustls_pki_types::CertificateDer;
 use sd_notify::NotifyState;
@@ -23,6 +23,7 @@ use tonic_health::server::HealthReporter;
 use zeroize::Zeroizing;
 
 use crate::admin::{self, AdminService, Admission, Operators};
+use crate::ca::{Ca, InForce};
 use crate::config::{AdminConfig, CaBackend, Config, MAX_ATTESTATION};
 use crate::door::{Door, Gate, MAX_MESSAGE};
 use crate::issuer::Issuer;
@@ -30,8 +31,8 @@ use crate::logging::LogLevel;
 use crate::metrics::metrics;
 use crate::record::{Kind, Record};
 use crate::server::HostServices;
-use crate::store::{Store, Write};
-use crate::{crl, ek_roots, flow, init, tiles, token};
+use crate::store::{Change, Store, Write, unix_now};
+use crate::{authority, crl, ek_roots, flow, init, tiles, token};
 
 /// Lifetime of the issuer's own server certificate; renewed at half.
 const OWN_SVID_LIFETIME: Duration = Duration::from_secs(24 * 3600);
@@ -61,7 +62,7 @@ pub async fn run(config: Config, dev: bool, level: LogLevel) -> anyhow::Result<(
     set_serving(&health, true).await;
 
     let mut hosts = {
-        let accept = Accept::Hosts(Shared::new(host_roots(&issuer)?));
+        let accept = Accept::Hosts(issuer.host_roots().clone());
         let tls = tls::server_config(identity.clone(), ClientAuth::Optional(accept))?;
         let services = HostServices::new(issuer.clone());
         let routes = Routes::new(
@@ -83,6 +84,7 @@ pub async fn run(config: Config, dev: bool, level: LogLevel) -> anyhow::Result<(
     tokio::spawn(crl::run(issuer.clone()));
     tokio::spawn(tree.run(issuer.clone()));
     tokio::spawn(renew_own(issuer.clone(), identity));
+    tokio::spawn(authority::run(issuer.clone()));
     tokio::spawn(watch_health(issuer.clone(), health.clone()));
     tokio::spawn(purge(issuer.clone()));
 
@@ -148,18 +150,21 @@ async fn start(config: Config, dev: bool) -> anyhow::Result<(Arc<Issuer>, Arc<Sw
     tracing::info!(verifier = %signer.verifier(), "log");
     let store = store.write_with(signer).await?;
     let tree = tiles::Tree::open(config.log_dir(), &store).await?;
-    let ca = init::load_ca(&config, &row, &store.authorities().await?, token.as_ref())?;
-    let roots: Vec<_> = Hierarchy::ALL
-        .into_iter()
-        .flat_map(|h| ca.roots(h).into_iter().map(move |der| (h, der.to_vec())))
-        .collect();
-    init::publish(&config.public_dir(), &roots)?;
+    let in_force = match &token {
+        Some(token) => authority::in_force(&config, &store.authorities().await?, token, &InForce::default())?,
+        None => authority::in_memory(&config, &row, unix_now())?,
+    };
+    init::publish(&config.public_dir(), &authority::published(&in_force))?;
+    let ca = Ca::new(row.name.clone(), in_force, token.is_some());
     warn_of_what_is_weak(&config, row.lab, software);
     let ek_roots = ek_roots::load_all(&config)?;
     let issuer = Issuer::start(config, row, store, ca, ek_roots, token).await?;
-    let (chain, key) = own_credential(&issuer).await?;
     let identity = SwappableCert::new();
-    identity.set(chain, key)?;
+    // With an offline root there may be nothing to show yet: hosts' handshakes are refused until there is.
+    if issuer.ca().in_force().active(Hierarchy::Infrastructure).is_some() {
+        let (chain, key) = own_credential(&issuer).await?;
+        identity.set(chain, key)?;
+    }
     Ok((issuer, identity, tree))
 }
 
@@ -177,10 +182,6 @@ fn warn_of_what_is_weak(config: &Config, lab: bool, software: bool) {
             "no attestation.pcr_policy: no host can reach the enterprise tier (see hallmark host pcrs)"
         );
     }
-}
-
-fn host_roots(issuer: &Issuer) -> Result<InfraRoots, RootsError> {
-    InfraRoots::new(issuer.trust_domain().name.clone(), issuer.ca().roots(Hierarchy::Infrastructure))
 }
 
 type Credential = (Vec<CertificateDer<'static>>, Arc<dyn rustls::sign::SigningKey>);
@@ -201,15 +202,16 @@ async fn own_credential(issuer: &Arc<Issuer>) -> anyhow::Result<Credential> {
     })
     .await??;
     let entry = Record {
-        certificate_sha256: Some(hex::encode(crate::sha256(&leaf.der))),
-        not_after: Some(leaf.not_after),
+        certificate_sha256: Some(hex::encode(crate::sha256(leaf.der()))),
+        not_after: Some(leaf.not_after()),
         reason: Some(format!("own credential of issuer {}", config.issuer_id)),
         lab: issuer.is_lab(),
         ..Record::default()
     }
-    .entry(now, Kind::IssuerSvid, "issued", Some(*leaf.serial.as_bytes()));
-    issuer.store().record(entry).await?;
-    let chain = vec![leaf.der, CertificateDer::from(issuer.ca().infrastructure_der().to_vec())];
+    .entry(now, Kind::IssuerSvid, "issued", Some(*leaf.serial().as_bytes()));
+    let signed = Change::Signed { generation: leaf.ca(), not_after: leaf.not_after() };
+    issuer.store().commit(vec![Write::Change(signed), Write::Record(entry)]).await?;
+    let chain = [leaf.der(), leaf.issuing_der()].map(|der| CertificateDer::from(der.to_vec())).to_vec();
     let key = tls::software_key(&pkcs8)?;
     Ok((chain, key))
 }
@@ -217,7 +219,8 @@ async fn own_credential(issuer: &Arc<Issuer>) -> anyhow::Result<Credential> {
 async fn renew_own(issuer: Arc<Issuer>, identity: Arc<SwappableCert>) {
     let mut wait = OWN_SVID_LIFETIME / 2;
     loop {
-        tokio::time::sleep(wait).await;
+        // At half of its life, or as soon as another CA signs.
+        let _ = tokio::time::timeout(wait, issuer.own_wanted()).await;
         wait = match own_credential(&issuer).await {
             Ok((chain, key)) => {
                 if let Err(error) = identity.set(chain, key) {
@@ -289,14 +292,16 @@ struct Reloaded {
 }
 
 impl Reloaded {
-    /// SIGHUP: attestation rules, EK roots, operators, limits and the log level take effect; the rest says
-    /// that it needs a restart.
+    /// SIGHUP: attestation rules, EK roots, operators, limits, the rules of CA rotation and the log level take effect; the
+    /// rest says that it needs a restart.
     fn reload(&self) {
         if let Ok(usec) = NotifyState::monotonic_usec_now() {
             notify(&[NotifyState::Reloading, usec]);
         }
         match self.take_over() {
-            Ok(()) => tracing::info!("reloaded: attestation rules, EK roots, operators, limits, log level"),
+            Ok(()) => tracing::info!(
+                "reloaded: attestation rules, EK roots, operators, limits, CA rotation, log level"
+            ),
             Err(error) => tracing::error!(error = format!("{error:#}"), "reload: nothing was changed"),
         }
         notify(&[NotifyState::Ready]);
@@ -313,6 +318,7 @@ impl Reloaded {
             ("data_dir", new.data_dir != old.data_dir),
             ("store", new.store != old.store),
             ("ca", new.ca != old.ca),
+            ("ca.root", new.roots != old.roots),
             ("admin.socket", new.admin.socket != old.admin.socket),
             ("admin.mode", new.admin.mode != old.admin.mode),
             ("admin.group", new.admin.group != old.admin.group),
@@ -333,11 +339,16 @@ impl Reloaded {
         let effective = Config {
             attestation: new.attestation,
             log_level: new.log_level,
+            curve: new.curve,
+            root_lifetime: new.root_lifetime,
+            issuing_lifetime: new.issuing_lifetime,
+            rotation: new.rotation,
             limits: new.limits,
             admin,
             ..(*old).clone()
         };
         self.issuer.reconfigure(effective, roots);
+        self.issuer.ca_is_due();
         let held = self.issuer.clone();
         tokio::spawn(async move { flow::standing::reloaded(&held).await });
         Ok(())

@@ -40,6 +40,12 @@ impl HostServices {
         else {
             return Err(Status::unauthenticated("this method needs mutual TLS with a host SVID"));
         };
+        // Also on a connection that was opened before the CA was tainted.
+        let denied = &self.issuer.ca().in_force().denied;
+        if peer.authorities.iter().any(|authority| denied.contains(authority)) {
+            tracing::warn!(host_id = %host, "host refused: its credential is of a CA that was tainted");
+            return Err(Status::unauthenticated("the CA of this host SVID was tainted; attest anew"));
+        }
         if let Some(removed) = self.issuer.last_removed(host) {
             let issued = peer.not_before.map_or(i64::MIN, |at| at.saturating_add(BACKDATE));
             if issued <= removed {
@@ -184,10 +190,24 @@ impl HostLink for HostServices {
             self.issuer.trust_domain().name.as_str(),
             self.issuer.ca(),
         ));
-        for update in revoked.into_iter().chain([bundles, registrations]) {
+        let infrastructure = convert::infrastructure_update(self.issuer.ca());
+        let renewals = &self.issuer.ca().in_force().renewals;
+        let renew = (!renewals.is_empty()).then(|| convert::renew_update(renewals, self.issuer.now()));
+        for update in [infrastructure, bundles].into_iter().chain(revoked).chain([registrations]).chain(renew)
+        {
             updates.send(Ok(update)).await.map_err(|_| Status::unavailable("the stream was replaced"))?;
         }
         tracing::info!(host_id = %host, "host connected");
         Ok(Response::new(ReceiverStream::new(receiver).boxed()))
+    }
+
+    async fn acknowledge(
+        &self,
+        request: Request<wire::AcknowledgeRequest>,
+    ) -> Result<Response<wire::AcknowledgeResponse>, Status> {
+        let host = self.caller(&request)?;
+        let wire::AcknowledgeRequest { bundle_revision, infrastructure_revision } = request.into_inner();
+        self.issuer.hub().acknowledge(&host, bundle_revision, infrastructure_revision);
+        Ok(Response::new(wire::AcknowledgeResponse {}))
     }
 }

@@ -15,16 +15,22 @@ const SESSIONS: usize = 8;
 /// # Errors
 /// The PIN cannot be read, or the token refuses; a wrong PIN is not tried again.
 pub fn open(config: &Pkcs11Config) -> anyhow::Result<Token> {
-    let pin = read_secret(&config.pin).context("ca.pkcs11: PIN")?;
+    open_as("ca.pkcs11", config)
+}
+
+/// As [`open`], for the token that stands under another `key` of the configuration.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_as(key: &str, config: &Pkcs11Config) -> anyhow::Result<Token> {
+    let pin = read_secret(&config.pin).with_context(|| format!("{key}: PIN"))?;
     let token = Token::open(TokenConfig {
         module: config.module.clone(),
         label: config.token_label.clone(),
         pin,
         max_sessions: SESSIONS,
     })
-    .with_context(|| {
-        format!("ca.pkcs11: token {:?} through {}", config.token_label, config.module.display())
-    })?;
+    .with_context(|| format!("{key}: token {:?} through {}", config.token_label, config.module.display()))?;
     Ok(token)
 }
 

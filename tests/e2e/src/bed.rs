@@ -23,6 +23,10 @@ pub struct BedOptions {
     pub open: bool,
     /// Further lines of the issuer's configuration, whole tables; `{dir}` stands for the bed's directory.
     pub extra: String,
+    /// Further lines of its `[ca]` table.
+    pub ca: String,
+    /// The roots' keys are in a token of their own, [`ROOT_TOKEN`].
+    pub root_token: bool,
     /// Further lines of its `[attestation]` table.
     pub attestation: String,
 }
@@ -35,10 +39,15 @@ impl Default for BedOptions {
             trust_domain: "test.example".to_owned(),
             open: true,
             extra: String::new(),
+            ca: String::new(),
+            root_token: false,
             attestation: String::new(),
         }
     }
 }
+
+/// Label of the roots' token, where they have one.
+pub const ROOT_TOKEN: &str = "hallmark-roots";
 
 /// One trust domain: its issuer, its token, and the CA of its hosts' software TPMs.
 pub struct Bed {
@@ -72,6 +81,9 @@ impl Bed {
         let dir = tempfile::Builder::new().prefix("hallmark-e2e-").tempdir()?;
         let tpm_ca = SwtpmCa::new(dir.path().join("tpm-ca"))?;
         let token = SoftHsm::new()?;
+        if options.root_token {
+            token.add_token(ROOT_TOKEN)?;
+        }
         let port = free_port()?;
         let bed = Self {
             dir,
@@ -285,10 +297,15 @@ impl Bed {
         } else {
             writeln!(
                 text,
-                "[ca]\nbackend = \"pkcs11\"\n[ca.pkcs11]\nmodule = {:?}",
+                "[ca]\nbackend = \"pkcs11\"\n{}\n[ca.pkcs11]\nmodule = {:?}",
+                if self.options.root_token { "root = \"other-token\"" } else { &self.options.ca },
                 self.token.module_path()
             )?;
             writeln!(text, "token_label = {:?}\npin_file = {:?}", self.token.label(), self.token.pin_file())?;
+            if self.options.root_token {
+                writeln!(text, "[ca.root_token]\nmodule = {:?}", self.token.module_path())?;
+                writeln!(text, "token_label = {ROOT_TOKEN:?}\npin_file = {:?}", self.token.pin_file())?;
+            }
         }
         writeln!(text, "[admin]\nsocket = \"{dir}/admin.sock\"\nmode = \"0660\"")?;
         let enrolment = if self.options.open { "open" } else { "allow-list" };

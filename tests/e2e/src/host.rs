@@ -29,6 +29,8 @@ pub struct Host {
     /// Further lines of its configuration, whole tables; `{dir}` stands for its directory.
     pub extra: String,
     daemon: Option<Daemon>,
+    /// A copy of the infrastructure root, as it was when this was made.
+    root: Option<PathBuf>,
 }
 
 impl Host {
@@ -59,7 +61,15 @@ impl Host {
     pub fn new(bed: &Bed, id: &str, proof: Proof) -> Result<Self> {
         let dir = bed.path(&format!("host-{id}"));
         std::fs::create_dir_all(&dir)?;
-        Ok(Self { dir, id: id.to_owned(), proof, token: None, extra: String::new(), daemon: None })
+        Ok(Self {
+            dir,
+            id: id.to_owned(),
+            proof,
+            token: None,
+            extra: String::new(),
+            daemon: None,
+            root: None,
+        })
     }
 
     /// Gives it a PKCS#11 token for agents' keys.
@@ -68,6 +78,17 @@ impl Host {
     /// The token cannot be made.
     pub fn with_token(mut self) -> Result<Self> {
         self.token = Some(SoftHsm::new()?);
+        Ok(self)
+    }
+
+    /// Gives it a copy of the infrastructure root of now, as a host on another machine has it.
+    ///
+    /// # Errors
+    /// There is none to copy.
+    pub fn with_root_of_now(mut self, bed: &Bed) -> Result<Self> {
+        let copy = self.dir.join("infrastructure.pem");
+        std::fs::copy(bed.infrastructure_root(), &copy)?;
+        self.root = Some(copy);
         Ok(self)
     }
 
@@ -185,7 +206,8 @@ impl Host {
             writeln!(text, "join_token_file = \"{dir}/join-token\"")?;
         }
         writeln!(text, "[issuer]\nendpoints = [{:?}]", bed.endpoint())?;
-        writeln!(text, "infrastructure_root = {:?}", bed.infrastructure_root())?;
+        let root = self.root.clone().unwrap_or_else(|| bed.infrastructure_root());
+        writeln!(text, "infrastructure_root = {root:?}\nroot_cache = \"{dir}/learned.pem\"")?;
         if let Proof::Tpm(tpm) = &self.proof {
             writeln!(text, "[tpm]\ntcti = {:?}", tpm.tcti())?;
         }

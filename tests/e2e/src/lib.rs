@@ -13,7 +13,7 @@ mod issuer;
 mod rogue;
 
 pub use agent::{Agent, Shown, registration, sha256_file};
-pub use bed::{Bed, BedOptions};
+pub use bed::{Bed, BedOptions, ROOT_TOKEN};
 pub use child::{Daemon, binary, example, wait_until};
 pub use host::{Host, Proof};
 pub use issuer::{Admin, admin};

@@ -157,8 +157,8 @@ impl Challenged {
 }
 
 fn connection(bed: &Bed, identity: &Arc<SwappableCert>) -> Result<Channel> {
-    let root = pem::parse(std::fs::read(bed.infrastructure_root())?)?;
-    let roots = InfraRoots::new(bed.trust_domain().parse()?, [root.contents()])?;
+    let roots = pem::parse_many(std::fs::read(bed.infrastructure_root())?)?;
+    let roots = InfraRoots::new(bed.trust_domain().parse()?, roots.iter().map(|root| root.contents()))?;
     let config = tls::client_config(Accept::Issuers(Shared::new(roots)), Some(identity.clone()))?;
     let options = ChannelOptions { identity: Some(identity.clone()), ..ChannelOptions::default() };
     Ok(tls::channel(&bed.endpoint(), Arc::new(config), options)?)

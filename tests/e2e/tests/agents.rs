@@ -133,7 +133,7 @@ fn the_end_of_a_process_is_recorded_and_its_certificate_revoked() -> Result<()> 
     let (state, live) = instance(&bed, "agent-enterprise", &other.instance).context("the other instance")?;
     assert_eq!(state, "live");
 
-    let crl = bed.path("data/public/crl/enterprise.crl");
+    let crl = bed.path("data/public/crl/enterprise-1.crl");
     let read = || {
         let out = Command::new("openssl")
             .args(["crl", "-inform", "DER", "-noout", "-text", "-in"])

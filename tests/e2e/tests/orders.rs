@@ -46,7 +46,7 @@ fn ends(bed: &Bed) -> Result<Vec<serde_json::Value>> {
 
 /// The serials on a tier's CRL, as OpenSSL reads them.
 fn listed(bed: &Bed, tier: &str) -> Result<String> {
-    let path = bed.path(&format!("data/public/crl/{tier}.crl"));
+    let path = bed.path(&format!("data/public/crl/{tier}-1.crl"));
     let shown = std::process::Command::new("openssl")
         .args(["crl", "-inform", "DER", "-noout", "-text", "-in"])
         .arg(&path)

@@ -3,6 +3,7 @@
 pub(crate) mod agents;
 pub(crate) mod apply;
 pub(crate) mod bundle;
+pub(crate) mod ca;
 pub(crate) mod doctor;
 pub(crate) mod explain;
 pub(crate) mod host;

@@ -2,16 +2,14 @@
 
 use std::path::Path;
 
-use hallmark_proto::admin::{CaStatus, StatusRequest, StatusResponse};
+use hallmark_proto::admin::{StatusRequest, StatusResponse};
 use serde::Serialize;
 
+use super::ca::CaView;
 use crate::admin::{connect, failed};
 use crate::failure::Failure;
 use crate::moment::{Moment, now};
 use crate::output::{Output, Page, Present, Tone, toned, word};
-
-/// A CA that ends within this many seconds is pointed out.
-const CA_ENDS_SOON: i64 = 30 * 86_400;
 
 pub(crate) async fn run(admin: &Path, output: &Output) -> Result<u8, Failure> {
     let status = connect(admin).await?.status(StatusRequest {}).await.map_err(failed)?.into_inner();
@@ -43,17 +41,6 @@ struct StatusView {
     cas: Vec<CaView>,
 }
 
-#[derive(Serialize)]
-struct CaView {
-    hierarchy: String,
-    kind: String,
-    subject: String,
-    serial: String,
-    not_before: Moment,
-    not_after: Moment,
-    key: String,
-}
-
 impl From<StatusResponse> for StatusView {
     fn from(s: StatusResponse) -> Self {
         Self {
@@ -77,20 +64,6 @@ impl From<StatusResponse> for StatusView {
             log_size: s.log_size,
             log_verifier: s.log_verifier,
             cas: s.cas.into_iter().map(CaView::from).collect(),
-        }
-    }
-}
-
-impl From<CaStatus> for CaView {
-    fn from(ca: CaStatus) -> Self {
-        Self {
-            hierarchy: ca.hierarchy,
-            kind: ca.kind,
-            subject: ca.subject,
-            serial: ca.serial,
-            not_before: Moment(ca.not_before),
-            not_after: Moment(ca.not_after),
-            key: ca.key,
         }
     }
 }
@@ -128,12 +101,7 @@ impl Present for StatusView {
             ("log", word(format!("{} entries, key {}", self.log_size, self.log_verifier))),
         ]);
         page.gap();
-        let rows = self.cas.iter().map(|ca| {
-            let tone = if ca.not_after.0 < now + CA_ENDS_SOON { Tone::Warning } else { Tone::Plain };
-            let ends = toned(tone, ca.not_after.text(now));
-            vec![word(&ca.hierarchy), word(&ca.kind), word(&ca.subject), ends, word(&ca.key)]
-        });
-        page.table(&["hierarchy", "kind", "subject", "ends", "key"], rows.collect(), "No CA.");
+        page.table(&CaView::HEADER, self.cas.iter().map(|ca| ca.row(now)).collect(), "No CA.");
         self.warnings(page);
     }
 }

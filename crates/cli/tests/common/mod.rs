@@ -193,6 +193,7 @@ impl Admin for Service {
             not_before: now() - 86_400,
             not_after: now() + 86_400 * 365,
             key: "pkcs11:label=x".into(),
+            ..CaStatus::default()
         };
         Ok(Response::new(StatusResponse {
             trust_domain: "example.org".into(),
@@ -331,6 +332,51 @@ impl Admin for Service {
     async fn prove_record(&self, _: Request<ProveRecordRequest>) -> Answer<ProveRecordResponse> {
         let proof = b"c2sp.org/tlog-proof@v1\nindex 0\n\nlog.example.org\n1\nAAAA\n\n".as_slice().into();
         Ok(Response::new(ProveRecordResponse { index: 0, body: "{\"v\":1}".into(), proof }))
+    }
+
+    async fn list_cas(&self, request: Request<ListCasRequest>) -> Answer<CasResponse> {
+        let all = request.into_inner().all;
+        self.asked.lock().unwrap().orders.push(format!("list cas, all: {all}"));
+        let ca = CaStatus {
+            hierarchy: "enterprise".into(),
+            kind: "issuing".into(),
+            generation: 2,
+            root: 1,
+            state: "active".into(),
+            not_after: now() + 86_400,
+            ..CaStatus::default()
+        };
+        Ok(Response::new(CasResponse { cas: vec![ca], notes: vec!["more to come".into()] }))
+    }
+
+    async fn rotate_ca(&self, request: Request<RotateCaRequest>) -> Answer<CasResponse> {
+        let RotateCaRequest { hierarchy, root } = request.into_inner();
+        self.asked.lock().unwrap().orders.push(format!("rotate {hierarchy:?}, root: {root}"));
+        Ok(Response::new(CasResponse::default()))
+    }
+
+    async fn taint_ca(&self, request: Request<TaintCaRequest>) -> Answer<CasResponse> {
+        let TaintCaRequest { hierarchy, root, generation, reason } = request.into_inner();
+        self.asked
+            .lock()
+            .unwrap()
+            .orders
+            .push(format!("taint {hierarchy} {generation}, root: {root}: {reason}"));
+        Ok(Response::new(CasResponse::default()))
+    }
+
+    async fn request_ca(&self, _: Request<RequestCaRequest>) -> Answer<RequestCaResponse> {
+        let csr = b"request".as_slice().into();
+        Ok(Response::new(RequestCaResponse { csr, generation: 3, key: "label".into() }))
+    }
+
+    async fn install_ca(&self, request: Request<InstallCaRequest>) -> Answer<InstallCaResponse> {
+        let InstallCaRequest { hierarchy, certificate, root } = request.into_inner();
+        let order = format!("install {hierarchy} {} {}", certificate.len(), root.len());
+        self.asked.lock().unwrap().orders.push(order);
+        let faults = ["pathlen", "policies"].map(str::to_owned);
+        let faults = if certificate.as_ref() == b"bad" { faults.to_vec() } else { Vec::new() };
+        Ok(Response::new(InstallCaResponse { faults, cas: Vec::new() }))
     }
 
     async fn bundle(&self, _: Request<BundleRequest>) -> Answer<BundleResponse> {

@@ -134,7 +134,7 @@ impl IssuingCa {
             crl_number: SerialNumber::from_slice(&params.number.to_be_bytes()),
             issuing_distribution_point: None,
             revoked_certs: revoked.collect::<Result<_, ProfileError>>()?,
-            key_identifier_method: KeyIdMethod::PreSpecified(self.public.key_id().to_vec()),
+            key_identifier_method: KeyIdMethod::PreSpecified(self.key_id.clone()),
         };
         let crl = signing(&*self.key, &self.public, |signer| {
             list.signed_by(&rcgen::Issuer::from_params(&self.issuer, signer))

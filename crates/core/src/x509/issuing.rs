@@ -80,6 +80,8 @@ pub struct IssuingCa {
     not_after: i64,
     pub(super) public: PublicKey,
     pub(super) key: Arc<dyn CaKey>,
+    /// Its subject key identifier, as its root computed it.
+    pub(super) key_id: Vec<u8>,
     pub(super) issuer: CertificateParams,
     template: CertificateParams,
     crl: Option<CrlDistributionPoint>,
@@ -108,15 +110,18 @@ impl IssuingCa {
             (_, Some((arc, tier))) => (Hierarchy::Tier(tier), Some(arc)),
             (_, None) => return Err(form("its policies are not a tier's cumulative set")),
         };
-        let serial = Serial::from_bytes(cert.serial())?;
+        // A root elsewhere numbers its certificates as it likes; the number in the name is the CA's own.
+        let serial: Serial = name
+            .serial_number
+            .parse()
+            .map_err(|_| form("the subject's serialNumber is not 32 hexadecimal digits of our form"))?;
         let lab = name.is_lab();
         if name != CaName::new(&trust_domain, hierarchy, "issuing CA", lab, serial) {
             return Err(form("the subject is not that of its trust domain, hierarchy and serial number"));
         }
         let public = PublicKey::from_spki_der(cert.spki_der())?;
-        if cert.subject_key_id.as_deref() != Some(&public.key_id()) {
-            return Err(form("the subject key identifier is not that of its key"));
-        }
+        let key_id =
+            cert.subject_key_id.clone().ok_or_else(|| form("the subject key identifier is missing"))?;
         check_pair(&public, &*key)?;
         let this = Self {
             certificate: CertificateDer::from(certificate.to_vec()),
@@ -125,7 +130,8 @@ impl IssuingCa {
             serial,
             not_before: cert.not_before(),
             not_after: cert.not_after(),
-            issuer: issuer_params(&name, &public)?,
+            issuer: issuer_params(&name, key_id.clone())?,
+            key_id,
             template: template(hierarchy, arc.as_ref()),
             trust_domain,
             arc,
@@ -223,7 +229,7 @@ impl IssuingCa {
         self.lab
     }
 
-    /// Its own serial number.
+    /// The serial number in its name.
     pub fn serial(&self) -> Serial {
         self.serial
     }

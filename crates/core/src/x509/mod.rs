@@ -27,6 +27,7 @@ mod serial;
 mod svid;
 #[cfg(test)]
 pub(crate) mod testing;
+mod upstream;
 mod verify;
 
 pub use agent_info::{AgentInfo, AgentInfoError, Delegation, TaskInfo};
@@ -41,6 +42,7 @@ pub use profile::{CaParams, MAX_CA_LIFETIME, ProfileError, issuing, root};
 pub use roots::{InfraRoots, RootsError, TierRoots};
 pub use serial::{Serial, SerialError};
 pub use svid::{SvidError, UnverifiedSvid};
+pub use upstream::{IssuingWanted, UpstreamFault, appraise_upstream, ca_request};
 pub use verify::{
     ChainError, Demand, Usage, VerifiedInfra, VerifiedPeer, verify_chain, verify_infrastructure,
 };
@@ -50,6 +52,14 @@ pub fn fingerprint(der: &[u8]) -> [u8; 32] {
     let mut sha256 = [0; 32];
     sha256.copy_from_slice(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der).as_ref());
     sha256
+}
+
+/// SHA-256 of a certificate's SubjectPublicKeyInfo: what a CA is told by, whatever its certificate.
+///
+/// # Errors
+/// Not a certificate.
+pub fn key_fingerprint(der: &[u8]) -> Result<[u8; 32], CertificateError> {
+    Ok(fingerprint(parse::Certificate::parse(der)?.spki_der()))
 }
 
 /// How far back `notBefore` lies before the time of issue, in seconds: for peers whose clocks are slow.

@@ -1,10 +1,11 @@
 //! Reading a certificate: the fields that this profile looks at, and nothing lenient about them.
 
-use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::der_parser::Oid;
+use x509_parser::extensions::{GeneralName, ParsedExtension, X509Extension};
 use x509_parser::oid_registry::OID_X509_SERIALNUMBER;
 use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
 
-use super::names::CaName;
+use super::names::{CaName, LAB_MARK};
 
 /// Longest certificate that is looked at. Ours have about 700 bytes.
 pub(super) const MAX_CERTIFICATE: usize = 16 * 1024;
@@ -203,6 +204,31 @@ impl<'a> Certificate<'a> {
             (None, _) => Err(0),
             (Some(_), more) => Err(more + 1),
         }
+    }
+
+    /// Whether it has this extension, and as a critical one.
+    pub(super) fn is_critical(&self, oid: &str) -> bool {
+        self.x509.extensions().iter().any(|e| e.critical && e.oid.to_id_string() == oid)
+    }
+
+    pub(super) fn extensions(&self) -> &[X509Extension<'a>] {
+        self.x509.extensions()
+    }
+
+    /// The signature's algorithm.
+    pub(super) fn signature_algorithm(&self) -> &Oid<'a> {
+        &self.x509.signature_algorithm.algorithm
+    }
+
+    /// Whether the last commonName of its subject says that it is a lab's.
+    pub(super) fn is_lab(&self) -> bool {
+        let last = self.x509.subject().iter_common_name().last();
+        last.and_then(|name| name.as_str().ok()).is_some_and(|name| name.ends_with(LAB_MARK))
+    }
+
+    /// The issuer for people, cut to 256 characters.
+    pub(super) fn issuer_text(&self) -> String {
+        self.x509.issuer().to_string().chars().take(256).collect()
     }
 
     /// The subject for people, cut to 256 characters.

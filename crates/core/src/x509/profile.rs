@@ -206,7 +206,7 @@ pub fn issuing(
     if let Hierarchy::Tier(tier) = params.hierarchy {
         cert.custom_extensions.push(policies_extension(params.arc, tier));
     }
-    let issuer = issuer_params(&root.name, &root.public)?;
+    let issuer = issuer_params(&root.name, root.public.key_id().to_vec())?;
     let der = sign_with(root_key, &root.public, |signer| {
         cert.signed_by(&SubjectKey(&public), &rcgen::Issuer::from_params(&issuer, signer))
     })?;
@@ -214,7 +214,7 @@ pub fn issuing(
     Ok(der)
 }
 
-fn ca_params(
+pub(super) fn ca_params(
     params: &CaParams<'_>,
     name: &CaName,
     public: &PublicKey,
@@ -274,12 +274,12 @@ pub(super) fn check_pair(public: &PublicKey, key: &dyn CaKey) -> Result<(), Prof
     Ok(())
 }
 
-/// rcgen's view of an issuer: its name, and the key identifier that the AKI repeats to the byte.
-pub(super) fn issuer_params(name: &CaName, public: &PublicKey) -> Result<CertificateParams, ProfileError> {
+/// rcgen's view of an issuer: its name, and its subject key identifier, which the AKI repeats to the byte.
+pub(super) fn issuer_params(name: &CaName, key_id: Vec<u8>) -> Result<CertificateParams, ProfileError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = name.to_rcgen().map_err(encoding)?;
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.key_identifier_method = KeyIdMethod::PreSpecified(public.key_id().to_vec());
+    params.key_identifier_method = KeyIdMethod::PreSpecified(key_id);
     Ok(params)
 }
 

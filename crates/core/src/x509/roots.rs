@@ -1,5 +1,7 @@
 //! The roots that a relying party trusts, by tier; and those of infrastructure, kept apart by type.
 
+use std::collections::BTreeSet;
+
 use rustls_pki_types::{CertificateDer, TrustAnchor};
 
 use super::parse::{Certificate, CertificateError};
@@ -126,6 +128,7 @@ pub struct InfraRoots {
     trust_domain: TrustDomain,
     ders: Vec<CertificateDer<'static>>,
     anchors: Vec<TrustAnchor<'static>>,
+    denied: BTreeSet<[u8; 32]>,
 }
 
 impl InfraRoots {
@@ -137,7 +140,7 @@ impl InfraRoots {
         trust_domain: TrustDomain,
         ders: impl IntoIterator<Item = D>,
     ) -> Result<Self, RootsError> {
-        let mut this = Self { trust_domain, ders: Vec::new(), anchors: Vec::new() };
+        let mut this = Self { trust_domain, ders: Vec::new(), anchors: Vec::new(), denied: BTreeSet::new() };
         for der in ders {
             this.anchors.push(anchor(der.as_ref())?.0);
             this.ders.push(CertificateDer::from(der.as_ref().to_vec()));
@@ -148,6 +151,23 @@ impl InfraRoots {
     /// The trust domain.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
+    }
+
+    /// The same roots, with issuing CAs under them that count no more, by
+    /// [`key_fingerprint`](super::key_fingerprint): a CA's certificate can be signed anew, its key cannot be changed.
+    pub fn denying(mut self, authorities: impl IntoIterator<Item = [u8; 32]>) -> Self {
+        self.denied.extend(authorities);
+        self
+    }
+
+    /// The keys that count no more.
+    pub fn denied(&self) -> impl Iterator<Item = &[u8; 32]> {
+        self.denied.iter()
+    }
+
+    /// Whether this issuing CA's key counts no more.
+    pub(super) fn is_denied(&self, key: &[u8; 32]) -> bool {
+        self.denied.contains(key)
     }
 
     /// The roots, DER.
@@ -172,7 +192,7 @@ fn anchor(der: &[u8]) -> Result<(TrustAnchor<'static>, bool), RootsError> {
     }
     let der = CertificateDer::from(der);
     match webpki::anchor_from_trusted_cert(&der) {
-        Ok(anchor) => Ok((anchor.to_owned(), cert.ca_name().is_some_and(|name| name.is_lab()))),
+        Ok(anchor) => Ok((anchor.to_owned(), cert.is_lab())),
         Err(_) => refuse("it cannot be a trust anchor"),
     }
 }

@@ -109,6 +109,12 @@ pub enum ChainError {
         /// The time of verification.
         now: u64,
     },
+    /// An issuing CA of the chain was tainted.
+    #[error("the chain's issuing CA (key {authority}) was tainted")]
+    Tainted {
+        /// SHA-256 of its SubjectPublicKeyInfo, hex.
+        authority: String,
+    },
     /// Path validation failed otherwise.
     #[error("path validation: {0:?}")]
     Path(webpki::Error),
@@ -241,6 +247,13 @@ pub fn verify_infrastructure(
     now: UnixTime,
 ) -> Result<VerifiedInfra, ChainError> {
     verify_path(chain, roots.anchors(), usage, now, || "infrastructure".to_owned(), |_| Some(()))?;
+    // Whichever of them is in the path: an honest peer sends none that was tainted.
+    for authority in chain.iter().skip(1) {
+        let key = super::key_fingerprint(authority)?;
+        if roots.is_denied(&key) {
+            return Err(ChainError::Tainted { authority: hex::encode(key) });
+        }
+    }
     let leaf = Certificate::parse(chain.first().ok_or(ChainError::Empty)?)?;
     let spiffe_id = check_svid(&leaf, roots.trust_domain())?;
     if !matches!(spiffe_id.subject, Subject::Host(_) | Subject::Issuer(_)) {

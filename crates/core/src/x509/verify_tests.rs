@@ -258,6 +258,15 @@ fn infrastructure_and_tiers_are_worlds_apart() {
         let refused = infra(&domain.chain(tier));
         assert!(matches!(refused, Err(ChainError::UntrustedRoot { .. })), "{tier}");
     }
+    // An issuing CA that was tainted, known by its key, whatever else the peer sends along.
+    let tainted = crate::x509::key_fingerprint(&chain[1]).unwrap();
+    let denying = domain.infra_roots().denying([tainted]);
+    let filler = domain.ca(Hierarchy::Tier(Tier::Foundation)).certificate().clone();
+    for chain in [chain.to_vec(), vec![chain[0].clone(), filler, chain[1].clone()]] {
+        let refused = verify_infrastructure(&chain, &denying, Usage::Client, now);
+        assert!(matches!(refused, Err(ChainError::Tainted { .. })), "{refused:?}");
+    }
+    verify_infrastructure(&chain, &domain.infra_roots().denying([[7; 32]]), Usage::Client, now).unwrap();
     // An agent's name under the infrastructure root.
     let ca = domain.ca(Hierarchy::Infrastructure);
     let mut params = CertificateParams::default();

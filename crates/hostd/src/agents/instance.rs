@@ -155,6 +155,8 @@ impl Instance {
         // What has changed between the first credential and now is looked at once.
         registrations.mark_changed();
         bundle.mark_changed();
+        let mut renewals = self.agents.state.renewals.subscribe();
+        renewals.mark_changed();
         let mut news = self.agents.state.news.subscribe();
         let mut retry = Retry::new();
         loop {
@@ -168,6 +170,10 @@ impl Instance {
                 Ok(()) = registrations.changed() => self.on_registrations(),
                 Ok(()) = bundle.changed() => {
                     self.on_bundle(&stream);
+                    continue;
+                }
+                Ok(()) = renewals.changed() => {
+                    self.on_renewals();
                     continue;
                 }
                 Ok(()) = news.changed(), if retry.at().is_some() => {
@@ -224,6 +230,16 @@ impl Instance {
                 self.registration = found.clone();
                 Wanted::Renewal("registration-changed")
             }
+        }
+    }
+
+    /// A CA is trusted no more: what it signed for this instance is renewed at a place of its own within the time given.
+    fn on_renewals(&mut self) {
+        let renewals = self.agents.state.renewals.borrow().clone();
+        let (Some(current), Some(renewals)) = (&mut self.current, renewals) else { return };
+        let Some(authority) = current.identity.chain.get(1) else { return };
+        if let Some(at) = renewals.due(authority, clock::now(), rand::rng().random()) {
+            current.renew_at = current.renew_at.min(at);
         }
     }
 

@@ -51,6 +51,7 @@ impl Faults {
             order: raw.issuer.order.unwrap_or(IssuerOrder::Spread),
             endpoints: raw.issuer.endpoints,
             infrastructure_root,
+            root_cache: raw.issuer.root_cache,
             proof: proof?,
             pkcs11,
             socket,

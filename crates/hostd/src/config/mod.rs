@@ -122,6 +122,8 @@ pub struct Config {
     pub endpoints: Vec<String>,
     /// The root that the issuer's own certificate must chain to, PEM.
     pub infrastructure_root: PathBuf,
+    /// Where the infrastructure roots that the issuer sends are kept for the next start; nowhere if none.
+    pub root_cache: Option<PathBuf>,
     /// How this host proves itself.
     pub proof: Proof,
     /// Agents' keys in a token.
@@ -186,7 +188,8 @@ impl Config {
             "issuer",
             self.endpoints == new.endpoints
                 && self.order == new.order
-                && self.infrastructure_root == new.infrastructure_root,
+                && self.infrastructure_root == new.infrastructure_root
+                && self.root_cache == new.root_cache,
         );
         compare("tpm, event_log or join token", self.proof == new.proof);
         compare("pkcs11", self.pkcs11 == new.pkcs11);

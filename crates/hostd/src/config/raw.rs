@@ -34,6 +34,7 @@ pub(super) struct RawIssuer {
     pub(super) endpoints: Vec<String>,
     pub(super) order: Option<IssuerOrder>,
     pub(super) infrastructure_root: Option<PathBuf>,
+    pub(super) root_cache: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]

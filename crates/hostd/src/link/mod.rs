@@ -6,6 +6,7 @@ pub mod attester;
 pub mod issuer;
 mod join;
 mod order;
+mod roots;
 mod session;
 mod tpm;
 
@@ -29,6 +30,7 @@ use issuer::{AskError, QuoteWanted};
 use order::Order;
 
 pub use join::JoinToken;
+pub use roots::{RootCache, RootFileError, load as roots};
 pub use tpm::{TpmAttester, ek_digest};
 
 /// Shortest and longest wait after all issuers have failed.
@@ -119,6 +121,11 @@ pub struct Link {
     connection: watch::Sender<Option<Channel>>,
     quotes: mpsc::Receiver<QuoteWanted>,
     svid: Arc<SwappableCert>,
+    /// The issuing CA of the host's SVID, DER.
+    authority: Vec<u8>,
+    /// Which set of infrastructure roots is in force; 0 for those of the configuration.
+    infrastructure_revision: u64,
+    cache: Option<RootCache>,
     /// When to attest again, seconds since 1970; 0 for now.
     attest_at: i64,
     /// When the last quote was accepted.
@@ -147,6 +154,9 @@ impl Link {
             connection,
             quotes,
             svid,
+            authority: Vec::new(),
+            infrastructure_revision: 0,
+            cache: None,
             attest_at: 0,
             quoted_at: 0,
             disabled_retry: DISABLED,
@@ -162,6 +172,11 @@ impl Link {
     /// Asks this often, more or less, whether a host that was disabled is enabled again.
     pub fn ask_when_disabled_every(self, pause: Duration) -> Self {
         Self { disabled_retry: pause, ..self }
+    }
+
+    /// Keeps the infrastructure roots that the issuer sends for the next start.
+    pub fn remember_roots_in(self, cache: Option<RootCache>) -> Self {
+        Self { cache, ..self }
     }
 
     /// Keeps the link up until the task is dropped.
@@ -291,6 +306,7 @@ impl Link {
             self.svid.clear();
             return Err(LinkError::OtherHost { found: svid.spiffe_id.to_string() });
         }
+        self.authority = attested.host_svid.get(1).map(|der| der.to_vec()).unwrap_or_default();
         let now = clock::now();
         self.attest_at =
             again(now, svid.not_after, attested.attest_again_at, rand::rng().random_range(0.9..1.0));
@@ -318,6 +334,26 @@ impl Link {
     fn take_bundles(&self, bundles: wire::BundleSet) {
         if let Err(reason) = self.state.accept_bundles(bundles) {
             tracing::error!(host_id = %self.state.host_id, reason, "bundle refused");
+        }
+    }
+
+    /// The roots by which issuers are known from here on, in place of those of before.
+    fn take_infrastructure(&mut self, roots: wire::InfrastructureRoots) {
+        let denied = roots.denied.iter().filter_map(|key| <[u8; 32]>::try_from(key.as_ref()).ok());
+        match InfraRoots::new(self.state.trust_domain.clone(), &roots.roots) {
+            // None at all would shut the issuer out for good.
+            Ok(new) if !new.ders().is_empty() => {
+                let new = new.denying(denied);
+                if let Some(cache) = &self.cache {
+                    cache.keep(&new);
+                }
+                self.roots.store(new);
+                self.infrastructure_revision = roots.revision;
+            }
+            Ok(_) => tracing::error!(host_id = %self.state.host_id, "no infrastructure roots: refused"),
+            Err(error) => {
+                tracing::error!(host_id = %self.state.host_id, reason = %error, "infrastructure roots refused");
+            }
         }
     }
 

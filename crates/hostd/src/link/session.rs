@@ -2,11 +2,13 @@
 
 use std::future::{Future, pending};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hallmark_proto::issuer as wire;
 use hallmark_proto::issuer::host_link_client::HostLinkClient;
 use hallmark_proto::issuer::host_update::Update;
+use rand::Rng;
 use tokio::sync::oneshot;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -15,6 +17,7 @@ use super::issuer::{AskError, QuoteWanted};
 use super::{Link, LinkError, attest, is_host_disabled, unmet};
 use crate::clock;
 use crate::metrics::metrics;
+use crate::state::Renewals;
 
 /// How long the issuer may take to open the stream.
 const OPEN: Duration = Duration::from_secs(20);
@@ -26,6 +29,21 @@ type Refreshing = Pin<Box<dyn Future<Output = Result<wire::RefreshAccepted, Link
 
 /// Largest update from the issuer: all that is revoked on this host comes in one, at 18 bytes each.
 const MAX_UPDATE: usize = 64 << 20;
+
+/// The newest of what this stream has brought: what was overtaken on its way is passed over.
+#[derive(Debug, Default)]
+struct Newest {
+    registrations: u64,
+    bundle: u64,
+    infrastructure: u64,
+}
+
+/// Whether this is no older than the newest, which it then is.
+fn is_newest(newest: &mut u64, revision: u64) -> bool {
+    let is = revision >= *newest;
+    *newest = revision.max(*newest);
+    is
+}
 
 /// A quote under way, and who waits for it.
 #[derive(Default)]
@@ -65,12 +83,12 @@ impl Link {
         self.order.serves();
         self.up(endpoint, &channel);
         let mut quoting = Quoting::default();
-        let mut newest = 0;
+        let mut newest = Newest::default();
         loop {
             tokio::select! {
                 update = updates.message() => match update.map_err(LinkError::Refused)? {
                     Some(update) => {
-                        if self.take(update, &mut newest).await {
+                        if self.take(update, &mut newest, &channel).await {
                             return Ok(());
                         }
                     }
@@ -124,10 +142,24 @@ impl Link {
     }
 
     /// Returns whether the host must attest again now.
-    async fn take(&self, update: wire::HostUpdate, newest: &mut u64) -> bool {
+    async fn take(&mut self, update: wire::HostUpdate, newest: &mut Newest, channel: &Channel) -> bool {
         match update.update {
-            Some(Update::Registrations(set)) => self.state.accept_registrations(set, newest),
-            Some(Update::Bundles(bundles)) => self.take_bundles(bundles),
+            Some(Update::Registrations(set)) => {
+                self.state.accept_registrations(set, &mut newest.registrations);
+            }
+            Some(Update::Bundles(bundles)) => {
+                if is_newest(&mut newest.bundle, bundles.revision) {
+                    self.take_bundles(bundles);
+                }
+                self.acknowledge(channel);
+            }
+            Some(Update::Infrastructure(roots)) => {
+                if is_newest(&mut newest.infrastructure, roots.revision) {
+                    self.take_infrastructure(roots);
+                }
+                self.acknowledge(channel);
+            }
+            Some(Update::Renew(renew)) => self.take_renewals(&renew),
             Some(Update::Revocations(revoked)) => {
                 tracing::info!(host_id = %self.state.host_id, count = revoked.serials.len(), "revocations received");
                 // Fails only when nobody holds instances any more.
@@ -144,6 +176,36 @@ impl Link {
             None => {}
         }
         false
+    }
+
+    /// The issuer hears which roots this host has: a new one signs only once all have it.
+    fn acknowledge(&self, channel: &Channel) {
+        let bundle = self.state.bundle.borrow().as_ref().map_or(0, |bundle| bundle.revision);
+        let request = wire::AcknowledgeRequest {
+            bundle_revision: bundle,
+            infrastructure_revision: self.infrastructure_revision,
+        };
+        let mut client = HostLinkClient::new(channel.clone());
+        tokio::spawn(async move {
+            if let Err(status) = client.acknowledge(request).await {
+                // It comes to nothing worse than a connection that is taken up anew.
+                tracing::debug!(%status, "the issuer did not hear which roots are here");
+            }
+        });
+    }
+
+    /// Agents' certificates and this host's own are renewed, each at a place of its own within the time given.
+    fn take_renewals(&mut self, renew: &wire::Renew) {
+        let now = clock::now();
+        let renewals = Renewals::new(renew, now);
+        tracing::warn!(
+            host_id = %self.state.host_id, authorities = renew.authorities.len(), within_s = renew.within_seconds,
+            "a CA is trusted no more: what it signed is renewed"
+        );
+        if let Some(at) = renewals.due(&self.authority, now, rand::rng().random()) {
+            self.attest_at = self.attest_at.min(at);
+        }
+        self.state.renewals.send_replace(Some(Arc::new(renewals)));
     }
 
     fn want_quote(&self, wanted: QuoteWanted, quoting: &mut Quoting, channel: &Channel) {
@@ -229,6 +291,15 @@ fn good_for_one_more(now: i64, from: i64, end: i64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn roots_that_were_overtaken_are_passed_over() {
+        let mut newest = 0;
+        assert!(is_newest(&mut newest, 4));
+        assert!(is_newest(&mut newest, 4), "the same once more");
+        assert!(!is_newest(&mut newest, 3));
+        assert!(is_newest(&mut newest, 5));
+    }
 
     #[test]
     fn no_more_quotes_than_needed() {

@@ -2,6 +2,7 @@
 
 mod accept;
 mod admission;
+mod cas;
 mod service;
 mod show;
 mod socket;
@@ -10,5 +11,5 @@ pub(crate) use accept::MAX_REQUEST;
 pub use accept::serve;
 pub use admission::{Admission, Operator, Operators, group_id};
 pub use service::AdminService;
-pub(crate) use show::ca_status;
+pub(crate) use show::{ca_status, cas};
 pub use socket::bind;

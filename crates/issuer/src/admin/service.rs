@@ -24,7 +24,7 @@ use crate::{doctor, flow};
 /// Most instances listed for one agent.
 const MAX_INSTANCES: usize = 1000;
 /// Longest reason for disabling a host.
-const MAX_REASON: usize = 200;
+pub(super) const MAX_REASON: usize = 200;
 /// Most records in one answer.
 const MAX_RECORDS: u32 = 10_000;
 
@@ -88,7 +88,7 @@ impl Admin for AdminService {
             listen: config.listen.to_string(),
             started_at: issuer.started_at(),
             ca_backend: issuer.ca().backend().to_owned(),
-            cas: cas(issuer).await.map_err(|e| status::admin(&e))?,
+            cas: cas(issuer, false).await.map_err(|e| status::admin(&e))?,
             hosts: issuer.hosts().len() as u64,
             hosts_connected: issuer.hub().len() as u64,
             agents: registry.agents.len() as u64,
@@ -339,6 +339,46 @@ impl Admin for AdminService {
             body: proven.body,
             proof: write_proof(proven.index, &proven.proof, &proven.checkpoint).into(),
         }))
+    }
+
+    async fn list_cas(
+        &self,
+        request: Request<wire::ListCasRequest>,
+    ) -> Result<Response<wire::CasResponse>, Status> {
+        let (_, request) = self.admit(request)?;
+        super::cas::list(&self.issuer, request.all).await.map(Response::new)
+    }
+
+    async fn rotate_ca(
+        &self,
+        request: Request<wire::RotateCaRequest>,
+    ) -> Result<Response<wire::CasResponse>, Status> {
+        let (operator, request) = self.admit(request)?;
+        super::cas::rotate(&self.issuer, operator, request).await.map(Response::new)
+    }
+
+    async fn taint_ca(
+        &self,
+        request: Request<wire::TaintCaRequest>,
+    ) -> Result<Response<wire::CasResponse>, Status> {
+        let (operator, request) = self.admit(request)?;
+        super::cas::taint(&self.issuer, operator, request).await.map(Response::new)
+    }
+
+    async fn request_ca(
+        &self,
+        request: Request<wire::RequestCaRequest>,
+    ) -> Result<Response<wire::RequestCaResponse>, Status> {
+        let (operator, request) = self.admit(request)?;
+        super::cas::request(&self.issuer, operator, &request.hierarchy).await.map(Response::new)
+    }
+
+    async fn install_ca(
+        &self,
+        request: Request<wire::InstallCaRequest>,
+    ) -> Result<Response<wire::InstallCaResponse>, Status> {
+        let (operator, request) = self.admit(request)?;
+        super::cas::install(&self.issuer, operator, request).await.map(Response::new)
     }
 
     async fn bundle(

@@ -1,11 +1,13 @@
 //! What operators are shown, as the wire carries it.
 
 use hallmark_core::decide;
+use hallmark_core::rotation::{Role, Stage};
 use hallmark_core::tier::Hierarchy;
 use hallmark_proto::admin as wire;
 
+use crate::authority;
 use crate::issuer::Issuer;
-use crate::store::{AuthorityKind, InstanceRow};
+use crate::store::{Authority, InstanceRow};
 
 pub(super) fn pending(allowed: &crate::store::AllowedEk) -> wire::Host {
     wire::Host {
@@ -56,22 +58,60 @@ pub(super) fn explained(tier: decide::TierExplanation) -> wire::TierExplanation 
     }
 }
 
-pub(super) async fn cas(issuer: &Issuer) -> Result<Vec<wire::CaStatus>, crate::store::StoreError> {
+/// The CAs that are not over, or all; in order of their hierarchy, roots first.
+pub(crate) async fn cas(issuer: &Issuer, all: bool) -> Result<Vec<wire::CaStatus>, crate::store::StoreError> {
     let stored = issuer.store().authorities().await?;
-    if stored.is_empty() {
+    if issuer.token().is_none() {
         return Ok(Hierarchy::ALL.into_iter().flat_map(|h| in_memory(issuer, h)).collect());
     }
-    Ok(stored.iter().map(|a| ca_status(a.hierarchy, a.kind.as_str(), &a.certificate, &a.key_label)).collect())
+    Ok(shown(issuer, &stored, all))
+}
+
+/// As [`cas`], of these.
+pub(super) fn shown(issuer: &Issuer, stored: &[Authority], all: bool) -> Vec<wire::CaStatus> {
+    let config = issuer.config();
+    let mut shown = Vec::new();
+    for hierarchy in Hierarchy::ALL {
+        let (issuing_due, root_due) = authority::due(&config, stored, hierarchy);
+        let of = stored.iter().filter(|a| a.hierarchy == hierarchy && (all || a.stage != Stage::Retired));
+        shown.extend(of.map(|a| {
+            let due = match a.role {
+                Role::Issuing if a.issuer == config.issuer_id.as_str() => issuing_due,
+                Role::Issuing => None,
+                Role::Root => root_due,
+            };
+            let at = Option::unwrap_or_default;
+            wire::CaStatus {
+                generation: a.generation,
+                issuer: a.issuer.clone(),
+                root: a.root,
+                state: a.stage.as_str().to_owned(),
+                made_at: a.made_at,
+                published_at: at(a.published_at),
+                activated_at: at(a.activated_at),
+                replaced_at: at(a.replaced_at),
+                tainted_at: at(a.tainted_at),
+                withdrawn_at: at(a.withdrawn_at),
+                retired_at: at(a.retired_at),
+                last_not_after: at(a.last_not_after),
+                due_at: at(due.filter(|_| a.stage == Stage::Active)),
+                ..ca_status(hierarchy, a.role.as_str(), &a.certificate, &a.key_label)
+            }
+        }));
+    }
+    shown
 }
 
 fn in_memory(issuer: &Issuer, hierarchy: Hierarchy) -> Vec<wire::CaStatus> {
-    let Some(authority) = issuer.ca().authority(hierarchy) else { return Vec::new() };
-    let key = "in memory (--dev)";
-    let roots =
-        authority.roots.iter().map(|der| ca_status(hierarchy, AuthorityKind::Root.as_str(), der, key));
-    roots
-        .chain([ca_status(hierarchy, AuthorityKind::Issuing.as_str(), &authority.issuing_der, key)])
-        .collect()
+    let in_force = issuer.ca().in_force();
+    let status = |role: Role, der: &[u8]| wire::CaStatus {
+        generation: 1,
+        root: u32::from(role == Role::Issuing),
+        state: Stage::Active.as_str().to_owned(),
+        ..ca_status(hierarchy, role.as_str(), der, "in memory (--dev)")
+    };
+    let roots = in_force.roots(hierarchy).into_iter().map(|der| status(Role::Root, &der));
+    roots.chain(in_force.issuing(hierarchy).map(|i| status(Role::Issuing, &i.der))).collect()
 }
 
 /// A CA certificate as status shows it; one that cannot be read shows as such instead of failing.
@@ -81,7 +121,7 @@ pub(crate) fn ca_status(hierarchy: Hierarchy, kind: &str, der: &[u8], key: &str)
         hierarchy: hierarchy.to_string(),
         kind: kind.to_owned(),
         key: key.to_owned(),
-        subject: "unreadable".to_owned(),
+        subject: if der.is_empty() { "no certificate yet" } else { "unreadable" }.to_owned(),
         ..wire::CaStatus::default()
     };
     if let Ok((_, certificate)) = X509Certificate::from_der(der) {

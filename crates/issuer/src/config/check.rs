@@ -7,7 +7,7 @@ use std::time::Duration;
 use hallmark_core::pcr::{PcrPolicy, PcrSelection};
 use hallmark_core::x509::Curve;
 
-use super::raw::{Raw, RawAdmin, RawAttestation, RawCa, RawPcrPolicy};
+use super::raw::{Raw, RawAdmin, RawAttestation, RawPcrPolicy, RawPkcs11};
 use super::{
     AdminConfig, AttestationConfig, CaBackend, Config, Enrolment, Fault, HostPolicy, LogFormat, Pkcs11Config,
     SecretSource,
@@ -94,7 +94,10 @@ impl Faults {
                 Curve::P256
             }
         };
-        let ca = self.ca(raw.ca);
+        let rotation = self.rotation(raw.ca.rotation, issuing_lifetime);
+        let root_token = raw.ca.root_token.and_then(|token| self.pkcs11("ca.root_token", token));
+        let roots = self.roots(raw.ca.root, root_token, raw.ca.backend == "software");
+        let ca = self.ca(&raw.ca.backend, raw.ca.pkcs11);
         let admin = self.admin(raw.admin);
         let attestation = self.attestation(raw.attestation);
         if let Some(url) = &raw.crl.url
@@ -118,6 +121,8 @@ impl Faults {
             curve,
             root_lifetime,
             issuing_lifetime,
+            roots,
+            rotation,
             admin,
             attestation,
             crl_url: raw.crl.url,
@@ -162,19 +167,21 @@ impl Faults {
         HostPolicy { policy: PcrPolicy { name, hosts: raw.hosts, accepted }, hosts }
     }
 
-    fn ca(&mut self, raw: RawCa) -> Option<CaBackend> {
-        match (raw.backend.as_str(), raw.pkcs11) {
-            ("pkcs11", Some(p)) => {
-                let pin = match (p.pin_file, p.pin_credential) {
-                    (Some(file), None) => SecretSource::File(file),
-                    (None, Some(name)) => SecretSource::Credential(name),
-                    _ => {
-                        self.note("ca.pkcs11", "give exactly one of pin_file and pin_credential");
-                        return None;
-                    }
-                };
-                Some(CaBackend::Pkcs11(Pkcs11Config { module: p.module, token_label: p.token_label, pin }))
+    fn pkcs11(&mut self, key: &str, raw: RawPkcs11) -> Option<Pkcs11Config> {
+        let pin = match (raw.pin_file, raw.pin_credential) {
+            (Some(file), None) => SecretSource::File(file),
+            (None, Some(name)) => SecretSource::Credential(name),
+            _ => {
+                self.note(key, "give exactly one of pin_file and pin_credential");
+                return None;
             }
+        };
+        Some(Pkcs11Config { module: raw.module, token_label: raw.token_label, pin })
+    }
+
+    fn ca(&mut self, backend: &str, pkcs11: Option<RawPkcs11>) -> Option<CaBackend> {
+        match (backend, pkcs11) {
+            ("pkcs11", Some(token)) => self.pkcs11("ca.pkcs11", token).map(CaBackend::Pkcs11),
             ("pkcs11", None) => {
                 self.note(
                     "ca.pkcs11",

@@ -5,6 +5,7 @@
 mod check;
 mod limits;
 mod raw;
+mod rotation;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ use serde::Deserialize;
 use check::Faults;
 pub use limits::{Limits, MAX_ATTESTATION};
 use raw::Raw;
+pub use rotation::{Roots, Rotation};
 pub use store::{PostgresConfig, StoreConfig};
 
 /// One thing wrong with a configuration file.
@@ -175,12 +177,16 @@ pub struct Config {
     pub oid_arc: Option<String>,
     /// CA keys.
     pub ca: CaBackend,
-    /// Curve of the CA keys made by `init`: P-256 with SHA-256, or P-384 with SHA-384.
+    /// Curve of the CA keys made from here on: P-256 with SHA-256, or P-384 with SHA-384.
     pub curve: Curve,
-    /// Lifetime of roots made by `init`.
+    /// Lifetime of roots.
     pub root_lifetime: Duration,
-    /// Lifetime of issuing CAs made by `init`.
+    /// Lifetime of issuing CAs.
     pub issuing_lifetime: Duration,
+    /// Where the roots' keys are.
+    pub roots: Roots,
+    /// When CAs are replaced.
+    pub rotation: Rotation,
     /// Operators.
     pub admin: AdminConfig,
     /// Hosts.

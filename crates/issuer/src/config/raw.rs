@@ -7,6 +7,7 @@ use hallmark_telemetry::RawMetrics;
 use serde::Deserialize;
 
 use super::limits::RawLimits;
+use super::rotation::{RawRotation, RootKeys};
 use super::store::RawStore;
 use super::{Enrolment, LogFormat};
 
@@ -45,6 +46,10 @@ pub(super) struct RawCa {
     pub(super) pkcs11: Option<RawPkcs11>,
     pub(super) root_lifetime: Option<String>,
     pub(super) issuing_lifetime: Option<String>,
+    pub(super) root: Option<RootKeys>,
+    pub(super) root_token: Option<RawPkcs11>,
+    #[serde(default)]
+    pub(super) rotation: RawRotation,
 }
 
 #[derive(Deserialize)]

@@ -146,3 +146,35 @@ fn metrics_are_off_and_then_for_this_machine_alone() {
     assert_eq!(faults(&on.replace("[::1]", "192.0.2.7")), ["metrics.listen"]);
     assert_eq!(faults(&format!("{GOOD}\n[metrics]\nsocket = \"/m\"\nmode = \"0666\"\n")), ["metrics.mode"]);
 }
+
+#[test]
+fn rotation_has_defaults_and_each_fault_names_its_key() {
+    let config = Config::parse(Path::new("t.toml"), GOOD).unwrap();
+    assert_eq!(config.roots, Roots::Here);
+    assert_eq!(config.rotation.issuing_after, Some(config.issuing_lifetime / 2));
+    assert_eq!(config.rotation.root_after, None);
+    let never =
+        Config::parse(Path::new("t.toml"), &format!("{GOOD}[ca.rotation]\nissuing_after = \"never\"\n"));
+    assert_eq!(never.unwrap().rotation.issuing_after, None);
+    for (key, bad) in [
+        ("issuing_after", "\"365d\""),
+        ("issuing_after", "\"soon\""),
+        ("root_after", "\"1s\""),
+        ("overlap", "\"0s\""),
+        ("taint_grace", "\"2d\""),
+        ("renewals_per_second", "0"),
+    ] {
+        assert_eq!(faults(&format!("{GOOD}[ca.rotation]\n{key} = {bad}\n")), [format!("ca.rotation.{key}")]);
+    }
+    let pkcs11 = "module = \"/m\"\ntoken_label = \"t\"\npin_file = \"/p\"\n";
+    let good = GOOD.replace("\"software\"\n", "\"pkcs11\"\nROOT\n") + "[ca.pkcs11]\n" + pkcs11;
+    let with = |root: &str, more: &str| good.replace("ROOT", root) + more;
+    let token = format!("[ca.root_token]\n{pkcs11}");
+    let roots = |text: &str| Config::parse(Path::new("t.toml"), text).unwrap().roots;
+    assert_eq!(roots(&with("root = \"offline\"", "")), Roots::Offline);
+    assert!(matches!(roots(&with("root = \"other-token\"", &token)), Roots::Token(_)));
+    assert_eq!(faults(&with("root = \"other-token\"", "")), ["ca.root_token"]);
+    assert_eq!(faults(&with("root = \"offline\"", &token)), ["ca.root_token"]);
+    assert_eq!(faults(&with("", &token)), ["ca.root_token"]);
+    assert_eq!(faults(&GOOD.replace("\"software\"\n", "\"software\"\nroot = \"offline\"\n")), ["ca.root"]);
+}

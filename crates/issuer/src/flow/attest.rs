@@ -24,7 +24,7 @@ use crate::issuer::{Issuer, Turn};
 use crate::metrics::{Proving, metrics};
 use crate::record::{Entry, Kind, Record};
 use crate::standing::{HostState, Stored, StoredEkTrust, TpmState};
-use crate::store::{AllowedEk, Conflict, JoinTokenSpend, StoreError, Write};
+use crate::store::{AllowedEk, Change, Conflict, JoinTokenSpend, StoreError, Write};
 use crate::{convert, sha256};
 
 /// Longest certificate chain a host may send, and the longest certificate in it (NV padding included).
@@ -368,6 +368,7 @@ async fn release(
     });
     let unmet: Vec<wire::Unmet> = unmet.iter().map(convert::unmet).collect();
     writes.push(Write::Record(attested_entry(issuer, &state, &leaf, highest, &unmet, reset, now)));
+    writes.push(Write::Change(Change::Signed { generation: leaf.ca(), not_after: leaf.not_after() }));
     writes.extend(standing::end_above(issuer, &state.standing, now));
     let software = state.stored.tpm.as_ref().is_some_and(|t| t.simulated);
     let memory = issuer.clone();
@@ -390,7 +391,7 @@ async fn release(
     retire::log(&outcome.ended, "host-standing", None);
     let max_age = i64::try_from(issuer.config().attestation.max_age.as_secs()).unwrap_or(i64::MAX);
     Ok(wire::HostAttested {
-        host_svid: vec![Bytes::copy_from_slice(leaf.der()), issuer.ca().infrastructure_der()],
+        host_svid: vec![Bytes::copy_from_slice(leaf.der()), leaf.issuing_der().clone()],
         bundles: Some(convert::bundles(issuer.trust_domain().name.as_str(), issuer.ca())),
         attest_again_at: now + (leaf.not_after() - now) / 2,
         quote_valid_until: if ek.is_some() { now.saturating_add(max_age) } else { 0 },

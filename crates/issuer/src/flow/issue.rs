@@ -123,8 +123,8 @@ struct Decided {
 fn outdated(stale: Stale, round: usize) -> Option<Denial> {
     let denial = |code, retryable| Denial { code, unmet: vec![wire_unmet(code, stale)], retryable };
     match stale {
-        Stale::Registration | Stale::Host if round < ROUNDS => None,
-        Stale::Registration | Stale::Host => Some(denial("changed-meanwhile", true)),
+        Stale::Registration | Stale::Host | Stale::Authority if round < ROUNDS => None,
+        Stale::Registration | Stale::Host | Stale::Authority => Some(denial("changed-meanwhile", true)),
         Stale::Ended => Some(denial("instance-ended", false)),
         Stale::Taken | Stale::NotNew => Some(malformed("instance-id", stale)),
     }
@@ -168,6 +168,8 @@ fn decide_one(issuer: &Issuer, snapshot: &Snapshot, waiting: Waiting) -> Decided
                 agent: appraised.registered.registration.name().clone(),
                 host: snapshot.host.host_id.clone(),
                 tier: signed.tier(),
+                ca: signed.ca(),
+                held: signed.held(),
                 custody: signed.custody().as_str(),
                 issued_at: snapshot.now,
                 not_after: signed.not_after(),
@@ -324,6 +326,7 @@ fn issued_entry(
         registration_digest: Some(crate::hex(grant.registration_digest())),
         tier: Some(signed.tier().as_str()),
         custody: Some(signed.custody().as_str()),
+        ca: Some(signed.ca()),
         certificate_sha256: Some(crate::hex(signed.sha256())),
         not_after: Some(signed.not_after()),
         evidence_sha256: Some(crate::hex(snapshot.host.standing.evidence_digest)),
@@ -386,7 +389,7 @@ fn release(
             let release = Release::new(signed, recorded);
             issuer.counters().issued(release.signed());
             metrics().issued(release.signed(), asked.standing_age);
-            wire::issue_result::Outcome::Issued(issued(issuer, &release))
+            wire::issue_result::Outcome::Issued(issued(&release))
         }
         Err(denial) => {
             issuer.counters().refused();
@@ -401,14 +404,14 @@ fn release(
     wire::IssueResult { outcome: Some(outcome) }
 }
 
-fn issued(issuer: &Issuer, release: &Release<Signed>) -> wire::Issued {
+fn issued(release: &Release<Signed>) -> wire::Issued {
     let signed = release.signed();
     tracing::info!(
         host_id = %signed.host(), spiffe_id = %signed.spiffe_id(), instance = %signed.instance(), tier = %signed.tier(),
         custody = %signed.custody(), serial = %signed.serial(), record = release.record(), "issued"
     );
     wire::Issued {
-        chain: vec![signed.der().clone(), issuer.ca().issuing_der(signed.tier())],
+        chain: vec![signed.der().clone(), signed.issuing_der().clone()],
         tier: signed.tier().to_string(),
         custody: signed.custody().to_string(),
         spiffe_id: signed.spiffe_id().to_string(),

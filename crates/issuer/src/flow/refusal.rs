@@ -94,7 +94,7 @@ impl AttestRefusal {
             AttestRefusal::Conflict(Conflict::Simulated { .. }) => "ek-simulated",
             // Which of unknown, spent, expired it is stays with the issuer: a guesser learns nothing.
             AttestRefusal::Conflict(Conflict::JoinToken(_)) => "join-token",
-            AttestRefusal::Sign(_) => "ca-unavailable",
+            AttestRefusal::Sign(_) | AttestRefusal::Conflict(Conflict::Authority { .. }) => "ca-unavailable",
             AttestRefusal::Store(_) => "store-unavailable",
         }
     }

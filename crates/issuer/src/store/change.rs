@@ -14,11 +14,11 @@ use crate::record::{Entry, Kind, Record, Shown};
 /// Most expired credentials dropped in one go: the next purge takes the rest.
 const PURGE: i64 = 100_000;
 /// Most serials in one record of an end; an instance that held more has several.
-const SERIALS: usize = 1000;
+pub(super) const SERIALS: usize = 1000;
 /// Revokes what an instance holds: `$1` at `$2` for `$3`.
 pub(super) const REVOKE: &str = "INSERT INTO revocations
-     (serial, issuer, instance_id, hierarchy, host_id, not_after, revoked_at, reason)
-     SELECT serial, issuer, instance_id, tier, host_id, not_after, $2, $3
+     (serial, issuer, instance_id, hierarchy, ca, host_id, not_after, revoked_at, reason)
+     SELECT serial, issuer, instance_id, tier, ca, host_id, not_after, $2, $3
      FROM credentials WHERE instance_id = $1 AND not_after > $2
      ON CONFLICT (serial) DO NOTHING";
 /// How long an expired certificate stays on the lists, in seconds (RFC 5280 section 3.3: at least one after its end).
@@ -33,16 +33,17 @@ pub(super) struct Turned {
     pub(super) ended: Vec<Ended>,
     /// What other issuers must hear of.
     pub(super) news: Vec<News>,
-    effects: Vec<Effect>,
+    pub(super) effects: Vec<Effect>,
 }
 
 /// A change of what is alive.
 #[derive(Debug)]
-enum Effect {
+pub(super) enum Effect {
     End { ended: Box<Ended>, at: i64 },
     EndAhead { host: HostId, instances: Vec<InstanceId>, at: i64 },
     Register { agent: AgentName, revision: Option<u64> },
     Turn { host: HostId, epoch: u64 },
+    Taint { tier: Tier, ca: u32 },
     Forget { now: i64 },
 }
 
@@ -66,6 +67,7 @@ impl Turned {
                     let was = live.turn(host.clone(), epoch);
                     before.push((host, was));
                 }
+                Effect::Taint { tier, ca } => live.taint(tier, ca),
                 Effect::Forget { now } => live.forget(now),
             }
         }
@@ -99,18 +101,15 @@ pub(super) async fn apply(
                 .execute(tx)
                 .await?;
         }
-        Write::Authority(a) => {
-            query(
-                "INSERT INTO authorities (hierarchy, kind, generation, key_label, certificate) VALUES ($1, $2, $3, $4, $5)",
-            )
-            .bind(a.hierarchy.as_str())
-            .bind(a.kind.as_str())
-            .bind(i64::from(a.generation))
-            .bind(a.key_label)
-            .bind(a.certificate)
-            .execute(tx)
-            .await?;
+        Write::Authority(authority) => {
             turned.news.push(News::Authorities);
+            super::authority::insert(tx, *authority).await?;
+        }
+        Write::Change(change) => {
+            if change.is_others_concern() {
+                turned.news.push(News::Authorities);
+            }
+            super::authority::apply(tx, scene, change, turned).await?;
         }
         Write::Enrol { host_id, ek_digest, simulated, at, standing, epoch } => {
             enrol(tx, &host_id, ek_digest, simulated, at, &standing).await?;
@@ -401,7 +400,7 @@ pub(super) fn join_token(row: Option<TokenRow>, host: &HostId, at: i64) -> Resul
     }
 }
 
-async fn end(
+pub(super) async fn end(
     tx: &mut On<'_>,
     scene: Scene<'_>,
     ending: Ending,

@@ -5,7 +5,7 @@
 //! refuses what no longer fits it: nothing is released under a registration that was removed, for a host
 //! that was disabled, or for an instance that has ended, however the requests interleave.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hallmark_core::id::{AgentName, HostId, InstanceId};
@@ -29,6 +29,9 @@ pub enum Stale {
     /// What is known of the host has changed in the meantime.
     #[error("the host's standing has changed in the meantime")]
     Host,
+    /// The CA that signed it was tainted in the meantime.
+    #[error("the issuing CA was tainted in the meantime")]
+    Authority,
     /// The instance has ended; its id is never used again.
     #[error("the instance has ended")]
     Ended,
@@ -47,6 +50,7 @@ pub(super) struct Claim<'a> {
     pub(super) agent: &'a AgentName,
     pub(super) host: &'a HostId,
     pub(super) tier: Tier,
+    pub(super) ca: u32,
     pub(super) registration_revision: u64,
     pub(super) host_epoch: u64,
     pub(super) now: i64,
@@ -74,6 +78,8 @@ pub(super) struct Picture {
     instances: HashMap<InstanceId, LiveInstance>,
     registrations: HashMap<AgentName, u64>,
     epochs: HashMap<HostId, u64>,
+    /// Issuing CAs that sign nothing more.
+    tainted: HashSet<(Tier, u32)>,
     /// Ended by their host before they were seen here, and when.
     ahead: HashMap<HostId, HashMap<InstanceId, i64>>,
 }
@@ -121,6 +127,9 @@ impl Picture {
         }
         if self.epochs.get(claim.host).copied().unwrap_or_default() != claim.host_epoch {
             return Err(Stale::Host);
+        }
+        if self.tainted.contains(&(claim.tier, claim.ca)) {
+            return Err(Stale::Authority);
         }
         match self.instances.get_mut(&claim.instance) {
             Some(held) if held.agent != *claim.agent || held.host != *claim.host => Err(Stale::Taken),
@@ -186,6 +195,11 @@ impl Picture {
         self.registrations = all.into_iter().collect();
     }
 
+    /// An issuing CA is tainted: what it signed and is not recorded yet never is.
+    pub(super) fn taint(&mut self, tier: Tier, ca: u32) {
+        self.tainted.insert((tier, ca));
+    }
+
     /// What is known of a host has changed. Returns where it stood.
     pub(super) fn turn(&mut self, host: HostId, epoch: u64) -> u64 {
         self.epochs.insert(host, epoch).unwrap_or_default()
@@ -214,6 +228,7 @@ impl Picture {
     pub(super) fn clear(&mut self) {
         self.instances.clear();
         self.registrations.clear();
+        self.tainted.clear();
     }
 
     /// Forgets what can be neither renewed nor mistaken for new.
@@ -254,6 +269,7 @@ mod tests {
             agent: &agent,
             host: &host,
             tier: Tier::Enterprise,
+            ca: 1,
             registration_revision: 3,
             host_epoch: 0,
             now: NOW,
@@ -272,8 +288,12 @@ mod tests {
         picture.turn("a".parse().unwrap(), 1);
         assert_eq!(admit(&mut picture, |_| {}), Err(Stale::Host));
         assert_eq!(admit(&mut picture, |c| c.host_epoch = 1), Ok(()));
+        picture.taint(Tier::Enterprise, 1);
+        assert_eq!(admit(&mut picture, |c| c.host_epoch = 1), Err(Stale::Authority));
+        let next = |c: &mut Claim<'_>| (c.host_epoch, c.ca) = (1, 2);
+        assert_eq!(admit(&mut picture, next), Ok(()));
         picture.register("x".parse().unwrap(), None);
-        assert_eq!(admit(&mut picture, |c| c.host_epoch = 1), Err(Stale::Registration));
+        assert_eq!(admit(&mut picture, next), Err(Stale::Registration));
     }
 
     #[test]
@@ -287,6 +307,7 @@ mod tests {
             agent,
             host,
             tier: Tier::Enterprise,
+            ca: 1,
             registration_revision: 3,
             host_epoch: 0,
             now: NOW,

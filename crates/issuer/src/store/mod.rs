@@ -5,6 +5,7 @@
 //! in flight into one transaction (`writer`). A write's future resolves only after its commit is on disk (SQLite: WAL,
 //! `synchronous=FULL`; PostgreSQL: `synchronous_commit=on`): that is what makes a [`Recorded`] worth its name.
 
+mod authority;
 mod backup;
 mod change;
 mod copy;
@@ -27,19 +28,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hallmark_core::id::{AgentName, HostId, IssuerId};
 use hallmark_core::log::{Checkpoint, LogVerifier, TileId};
+use hallmark_core::tier::Tier;
 use sqlx::postgres::PgListener;
 use tokio::sync::{mpsc, oneshot};
 
+pub use authority::{Authority, Change, name as authority_name};
 pub use backup::{Held, Progress, Unpacked, backup};
 use db::{Pool, query};
 pub use live::{Live, Stale};
 pub use log::{FoundBy, LogError, LogSigner, Proven};
 pub use open::Location;
 pub use regain::{Regained, ToDo};
-pub use rows::{
-    AllowedEk, Authority, AuthorityKind, HostRow, InstanceRow, RecordRow, RegistrationRow, Revocation,
-    TrustDomainRow,
-};
+pub use rows::{AllowedEk, HostRow, InstanceRow, RecordRow, RegistrationRow, Revocation, TrustDomainRow};
 pub use shared::Heard;
 use shared::{Ear, Observer};
 use write::{After, Request};
@@ -182,6 +182,20 @@ pub enum Conflict {
         /// The host.
         host_id: String,
     },
+    /// A CA is not where it was taken to be.
+    #[error(
+        "the {hierarchy} {role} CA {generation} is not {expected} any more: look again (hallmark ca list)"
+    )]
+    Authority {
+        /// Its hierarchy.
+        hierarchy: String,
+        /// Root or issuing.
+        role: &'static str,
+        /// Its generation.
+        generation: u32,
+        /// The stage it was thought to be at.
+        expected: &'static str,
+    },
     /// The EK was shown to be a software TPM's; no word makes it hardware.
     #[error("the TPM of host {host_id} was shown to be a software TPM: it cannot be vouched for as hardware")]
     Simulated {
@@ -228,6 +242,14 @@ impl Opened {
     /// The store cannot be read.
     pub async fn trust_domain(&self) -> Result<Option<TrustDomainRow>, StoreError> {
         rows::trust_domain(&mut self.reads.acquire().await?.on()).await
+    }
+
+    /// All CAs, roots first.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn authorities(&self) -> Result<Vec<Authority>, StoreError> {
+        authority::all(&mut self.reads.acquire().await?.on()).await
     }
 
     /// Whether anything was ever signed here as this log's.
@@ -424,9 +446,14 @@ impl Store {
         rows::trust_domain(&mut self.reads.acquire().await?.on()).await
     }
 
-    /// All CA certificates, roots first.
+    /// All CAs, roots first.
     pub async fn authorities(&self) -> Result<Vec<Authority>, StoreError> {
-        rows::authorities(&mut self.reads.acquire().await?.on()).await
+        authority::all(&mut self.reads.acquire().await?.on()).await
+    }
+
+    /// How many unexpired credentials of a tier this issuing CA has signed.
+    pub async fn signed_by(&self, tier: Tier, ca: u32, now: i64) -> Result<u64, StoreError> {
+        authority::signed_by(&mut self.reads.acquire().await?.on(), tier, ca, now).await
     }
 
     /// All enrolled hosts.

@@ -26,8 +26,10 @@ pub struct Regained {
     instance: Option<String>,
     tier: Option<String>,
     custody: Option<String>,
+    ca: Option<i64>,
     serial: Option<String>,
     certificate_sha256: Option<String>,
+    authority: Option<String>,
     not_after: Option<i64>,
     ek_sha256: Option<String>,
     reason: Option<String>,
@@ -44,6 +46,8 @@ pub struct ToDo {
     pub registrations: BTreeSet<String>,
     /// Hosts that enrolled, or were removed, since: an operator's order lets them in.
     pub hosts: BTreeSet<String>,
+    /// CAs that were made, or changed, since: what they signed is not by a CA that this store knows as it is now.
+    pub cas: BTreeSet<String>,
     /// The newest revision of the registrations that was in use.
     revision: i64,
 }
@@ -134,6 +138,10 @@ async fn take(
         ("instance-end", "ended") => end(tx, record).await,
         ("host-attestation", "attested") => binding(tx, record, todo).await,
         ("enrolment", outcome) => order(tx, record, outcome, todo).await,
+        ("ca", _) => {
+            todo.cas.extend(record.authority.clone());
+            Ok(())
+        }
         ("registration", _) => {
             todo.registrations.extend(record.agent.clone());
             todo.revision = todo.revision.max(record.registration_revision.unwrap_or_default());
@@ -149,8 +157,8 @@ async fn credential(tx: &mut On<'_>, issuer: &str, number: u64, record: &Regaine
     let (Some(instance), Some(serial)) = (instance, entry.serial) else { return Ok(()) };
     query(
         "INSERT INTO credentials
-         (issuer, number, instance_id, agent, host_id, tier, custody, serial, issued_at, not_after)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+         (issuer, number, instance_id, agent, host_id, tier, custody, serial, issued_at, not_after, ca)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
     )
     .bind(issuer)
     .bind(signed(number))
@@ -162,6 +170,7 @@ async fn credential(tx: &mut On<'_>, issuer: &str, number: u64, record: &Regaine
     .bind(serial.as_slice())
     .bind(record.at)
     .bind(record.not_after.unwrap_or(record.at))
+    .bind(record.ca.unwrap_or(1))
     .execute(tx)
     .await?;
     Ok(())

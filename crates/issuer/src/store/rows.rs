@@ -25,40 +25,6 @@ pub struct TrustDomainRow {
     pub made_at: i64,
 }
 
-/// Root or issuing CA.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AuthorityKind {
-    /// Self-signed.
-    Root,
-    /// Signs leaves.
-    Issuing,
-}
-
-impl AuthorityKind {
-    /// `root` or `issuing`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            AuthorityKind::Root => "root",
-            AuthorityKind::Issuing => "issuing",
-        }
-    }
-}
-
-/// One CA certificate.
-#[derive(Debug, Clone)]
-pub struct Authority {
-    /// Which hierarchy it belongs to.
-    pub hierarchy: Hierarchy,
-    /// Root or issuing.
-    pub kind: AuthorityKind,
-    /// Counts rotations, from 1.
-    pub generation: u32,
-    /// Label of its key in the token.
-    pub key_label: String,
-    /// DER.
-    pub certificate: Vec<u8>,
-}
-
 /// One enrolled host.
 #[derive(Debug, Clone)]
 pub struct HostRow {
@@ -143,6 +109,8 @@ pub struct Revocation {
     pub issuer: String,
     /// The hierarchy that issued it.
     pub hierarchy: Hierarchy,
+    /// Generation of its issuing CA.
+    pub ca: u32,
     /// The host it was issued to.
     pub host_id: String,
     /// When it would have ended.
@@ -174,31 +142,6 @@ pub(super) async fn trust_domain(db: &mut On<'_>) -> Result<Option<TrustDomainRo
         })
     })
     .transpose()
-}
-
-pub(super) async fn authorities(db: &mut On<'_>) -> Result<Vec<Authority>, StoreError> {
-    let rows = query(
-        "SELECT hierarchy, kind, generation, key_label, certificate FROM authorities
-         ORDER BY kind DESC, hierarchy, generation",
-    )
-    .fetch_all(db)
-    .await?;
-    rows.into_iter()
-        .map(|row| {
-            Ok(Authority {
-                hierarchy: Hierarchy::from_str(&row.get::<String>("hierarchy")?)
-                    .map_err(unreadable("authorities"))?,
-                kind: match row.get::<String>("kind")?.as_str() {
-                    "root" => AuthorityKind::Root,
-                    _ => AuthorityKind::Issuing,
-                },
-                generation: u32::try_from(row.get::<i64>("generation")?)
-                    .map_err(unreadable("authorities"))?,
-                key_label: row.get("key_label")?,
-                certificate: row.get("certificate")?,
-            })
-        })
-        .collect()
 }
 
 pub(super) async fn hosts(db: &mut On<'_>) -> Result<Vec<HostRow>, StoreError> {
@@ -398,6 +341,7 @@ pub(super) async fn load_live(db: &Pool, live: &Live, now: i64) -> Result<(), St
     .fetch_all(db)
     .await?;
     let registrations = query("SELECT agent, revision FROM registrations").fetch_all(db).await?;
+    let tainted = super::authority::tainted(db).await?;
     let names = |row: &Row, table| -> Result<(AgentName, HostId), StoreError> {
         Ok((
             AgentName::from_str(&row.get::<String>("agent")?).map_err(unreadable(table))?,
@@ -418,6 +362,9 @@ pub(super) async fn load_live(db: &Pool, live: &Live, now: i64) -> Result<(), St
     for row in &registrations {
         let agent = row.get::<String>("agent")?.parse().map_err(unreadable("registrations"))?;
         live.register(agent, Some(row.get::<i64>("revision")?.unsigned_abs()));
+    }
+    for (tier, ca) in tainted {
+        live.taint(tier, ca);
     }
     Ok(())
 }
@@ -463,7 +410,8 @@ pub(super) async fn records(
 
 pub(super) async fn revocations(db: &mut On<'_>, now: i64) -> Result<Vec<Revocation>, StoreError> {
     let rows = query(
-        "SELECT serial, issuer, hierarchy, host_id, not_after, revoked_at, reason FROM revocations WHERE not_after > $1",
+        "SELECT serial, issuer, hierarchy, ca, host_id, not_after, revoked_at, reason FROM revocations
+         WHERE not_after > $1",
     )
     .bind(now)
     .fetch_all(db)
@@ -475,6 +423,7 @@ pub(super) async fn revocations(db: &mut On<'_>, now: i64) -> Result<Vec<Revocat
                 issuer: row.get("issuer")?,
                 hierarchy: Hierarchy::from_str(&row.get::<String>("hierarchy")?)
                     .map_err(unreadable("revocations"))?,
+                ca: super::authority::generation(row.get("ca")?),
                 host_id: row.get("host_id")?,
                 not_after: row.get("not_after")?,
                 revoked_at: row.get("revoked_at")?,
@@ -485,9 +434,10 @@ pub(super) async fn revocations(db: &mut On<'_>, now: i64) -> Result<Vec<Revocat
 }
 
 pub(super) async fn revoked_on(db: &mut On<'_>, host: &HostId, now: i64) -> Result<Vec<Vec<u8>>, StoreError> {
-    Ok(query("SELECT serial FROM revocations WHERE host_id = $1 AND not_after > $2")
+    Ok(query("SELECT serial FROM revocations WHERE host_id = $1 AND not_after > $2 AND reason <> $3")
         .bind(host.as_str())
         .bind(now)
+        .bind(super::authority::SUPERSEDED)
         .fetch_scalars(db)
         .await?)
 }

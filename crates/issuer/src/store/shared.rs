@@ -16,9 +16,10 @@ use std::sync::{Arc, OnceLock};
 use hallmark_core::id::{AgentName, HostId, InstanceId, IssuerId};
 use hallmark_core::tier::Tier;
 
+use super::authority;
 use super::db::{On, Row, query};
 use super::live::Live;
-use super::rows::{self, AllowedEk, Authority, HostRow, RegistrationRow, instance_id, unreadable};
+use super::rows::{self, AllowedEk, HostRow, RegistrationRow, instance_id, unreadable};
 use super::write::{Ended, Who};
 use super::{StoreError, unix_now};
 
@@ -67,8 +68,8 @@ pub enum Heard {
     },
     /// An instance ended; owner and selectors are left out.
     Ended(Ended),
-    /// All CA certificates.
-    Authorities(Vec<Authority>),
+    /// The CAs.
+    Authorities,
 }
 
 /// Takes in what another issuer has changed. It must not block.
@@ -152,7 +153,11 @@ impl Ear {
                 // Dropped by now: its certificates have long expired.
                 None => return Ok(()),
             },
-            News::Authorities => Heard::Authorities(rows::authorities(tx).await?),
+            News::Authorities => Heard::Authorities,
+        };
+        let tainted = match heard {
+            Heard::Authorities => authority::tainted(tx).await?,
+            _ => Vec::new(),
         };
         self.deliver(&heard);
         let mut live = live.lock();
@@ -174,7 +179,12 @@ impl Ear {
                 let at = unix_now();
                 live.end(ended.instance, ended.agent.clone(), ended.host.clone(), ended.tier, at);
             }
-            Heard::Authorities(_) => {}
+            // What a tainted CA signed and is not recorded yet never is.
+            Heard::Authorities => {
+                for (tier, ca) in tainted {
+                    live.taint(tier, ca);
+                }
+            }
         }
         drop(live);
         if self.observer.get().is_none() {

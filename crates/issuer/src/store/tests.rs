@@ -2,7 +2,8 @@ use hallmark_core::id::{AgentName, HostId, InstanceId};
 use hallmark_core::log::{
     LogKey, LogKeyError, LogVerifier, SoftwareLogKey, check_inclusion, leaf_hash, open_checkpoint,
 };
-use hallmark_core::tier::Tier;
+use hallmark_core::rotation::{Role, Stage};
+use hallmark_core::tier::{Hierarchy, Tier};
 use hallmark_kit::postgres::{Postgres, name_in};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
 
@@ -194,6 +195,8 @@ pub(super) fn issue(n: u8, at: i64, change: impl FnOnce(&mut Issue)) -> Write {
     }
     .entry(at, Kind::Svid, "issued", Some(serial(n, at)));
     let mut issue = Issue {
+        ca: 1,
+        held: Arc::default(),
         entry,
         instance: id(n),
         agent: agent("x"),
@@ -480,9 +483,10 @@ on_both! {
 pub(super) async fn filled(bed: &Bed) -> Store {
     let store = bed.store().await;
     store.commit(vec![registered("x", 1)]).await.unwrap();
-    for at in 1..=150 {
-        store.commit(issued(1, at)).await.unwrap();
-        store.commit(issued(2, at)).await.unwrap();
+    // All at once, in this order: few commits, and quick ones.
+    let both = |at| store.commit(vec![issue(1, at, |_| {}), issue(2, at, |_| {})]);
+    for outcome in futures::future::join_all((1..=150).map(both)).await {
+        assert_eq!(outcome.unwrap().records.len(), 2);
     }
     store
 }
@@ -664,5 +668,130 @@ on_both! {
         away.store(false, std::sync::atomic::Ordering::Release);
         let number = store.commit(issued(1, 9)).await.unwrap().records.remove(0).unwrap().number();
         assert_eq!((number, store.prove(FoundBy::Serial(&serial(1, 9))).await.unwrap().unwrap().index), (2, 1));
+    }
+}
+
+fn ca(hierarchy: Hierarchy, role: Role, generation: u32, stage: Stage) -> Write {
+    Write::Authority(Box::new(Authority::new(hierarchy, role, generation, stage, 1)))
+}
+
+fn moved(generation: u32, from: Stage, to: Stage, at: i64) -> Write {
+    let (hierarchy, role) = (Hierarchy::Tier(Tier::Enterprise), Role::Issuing);
+    Write::Change(Change::Stage { hierarchy, role, generation, from, to, at })
+}
+
+fn tainting(generation: u32) -> Write {
+    let (hierarchy, role) = (Hierarchy::Tier(Tier::Enterprise), Role::Issuing);
+    Write::Change(Change::Taint { hierarchy, role, generation, at: 50, renew_within: 7 })
+}
+
+async fn one_ca(store: &Store, generation: u32) -> Authority {
+    store.authorities().await.unwrap().into_iter().find(|a| a.generation == generation).unwrap()
+}
+
+on_both! {
+    async fn a_ca_moves_from_where_it_stands_and_from_nowhere_else(bed) {
+        let store = bed.store().await;
+        let enterprise = Hierarchy::Tier(Tier::Enterprise);
+        store.commit(vec![ca(enterprise, Role::Issuing, 1, Stage::Prepared)]).await.unwrap();
+        assert!(store.commit(vec![ca(enterprise, Role::Issuing, 1, Stage::Prepared)]).await.is_err(), "taken");
+        store.commit(vec![moved(1, Stage::Prepared, Stage::Active, 5)]).await.unwrap();
+        let again = conflict(store.commit(vec![moved(1, Stage::Prepared, Stage::Active, 6)]).await);
+        assert!(matches!(again, Conflict::Authority { generation: 1, expected: "prepared", .. }), "{again}");
+        let both = vec![moved(1, Stage::Active, Stage::Retiring, 7), moved(2, Stage::Prepared, Stage::Active, 7)];
+        conflict(store.commit(both).await);
+        let kept = one_ca(&store, 1).await;
+        assert_eq!(
+            (kept.stage, kept.activated_at, kept.replaced_at),
+            (Stage::Active, Some(5), None),
+            "all or nothing"
+        );
+        store.commit(vec![tainting(1)]).await.unwrap();
+        let tainted = one_ca(&store, 1).await;
+        assert_eq!((tainted.stage, tainted.tainted_at, tainted.renew_within), (Stage::Tainted, Some(50), 7));
+        conflict(store.commit(vec![tainting(1)]).await);
+        store.commit(vec![moved(1, Stage::Tainted, Stage::Retired, 60)]).await.unwrap();
+        conflict(store.commit(vec![tainting(1)]).await);
+    }
+}
+
+on_both! {
+    async fn what_a_tainted_ca_signed_and_is_not_recorded_yet_never_is(bed) {
+        let store = bed.store().await;
+        let now = 10;
+        store
+            .commit(vec![
+                ca(Hierarchy::Tier(Tier::Enterprise), Role::Issuing, 1, Stage::Active),
+                registered("x", 1),
+            ])
+            .await
+            .unwrap();
+        store.commit(vec![issue(1, now, |_| {})]).await.unwrap();
+        store.commit(vec![tainting(1)]).await.unwrap();
+        assert_eq!(stale(&store, issue(2, now, |_| {})).await, Stale::Authority);
+        store.commit(vec![issue(3, now, |i| i.ca = 2)]).await.unwrap();
+        drop(store);
+        let store = bed.open().await.unwrap();
+        assert_eq!(stale(&store, issue(4, now, |_| {})).await, Stale::Authority, "a restart forgets no taint");
+    }
+}
+
+on_both! {
+    async fn a_withdrawal_ends_who_holds_nothing_else_and_leaves_the_others(bed) {
+        let store = bed.store().await;
+        let (now, enterprise) = (10, Hierarchy::Tier(Tier::Enterprise));
+        let cas = [1, 2].map(|generation| ca(enterprise, Role::Issuing, generation, Stage::Active));
+        store.commit(cas.into_iter().chain([registered("x", 1)]).collect()).await.unwrap();
+        for n in 1..=3 {
+            store.commit(vec![issue(n, now, |_| {})]).await.unwrap();
+        }
+        // 1 has renewed with the next CA; 2 has not; 3 has another CA's from before, and this one's as its newest.
+        store.commit(vec![issue(1, now, |i| (i.ca, i.entry.serial) = (2, Some(serial(11, now))))]).await.unwrap();
+        let other = |i: &mut Issue| (i.ca, i.entry.serial) = (2, Some(serial(13, now)));
+        store.commit(vec![issue(3, now, other)]).await.unwrap();
+        store.commit(vec![issue(3, now, |i| i.entry.serial = Some(serial(23, now)))]).await.unwrap();
+        assert_eq!(store.signed_by(Tier::Enterprise, 1, now).await.unwrap(), 4);
+        let change = Change::Withdraw { hierarchy: enterprise, generation: 1, at: now, lab: false };
+        conflict(store.commit(vec![Write::Change(change.clone())]).await);
+        assert!(store.revocations(now).await.unwrap().is_empty(), "it is not tainted");
+        store.commit(vec![tainting(1)]).await.unwrap();
+        let outcome = store.commit(vec![Write::Change(change.clone())]).await.unwrap();
+        let mut ended: Vec<_> = outcome.ended.iter().map(|e| e.instance).collect();
+        ended.sort_unstable();
+        let mut expected = [2, 3].map(id).to_vec();
+        expected.sort_unstable();
+        assert_eq!(ended, expected);
+        let revoked = store.revocations(now).await.unwrap();
+        let by = |reason: &str| revoked.iter().filter(|r| r.reason == reason).count();
+        assert_eq!((by("superseded"), by("ca-tainted")), (1, 4), "{revoked:?}");
+        assert_eq!(revoked.iter().filter(|r| r.ca == 2).count(), 1, "what an ended instance held of another CA");
+        // A host is told what ends its instances, and nothing of what they have replaced.
+        assert_eq!(store.revoked_on(&host("a"), now).await.unwrap().len(), 4);
+        conflict(store.commit(vec![Write::Change(change)]).await);
+    }
+}
+
+on_both! {
+    async fn the_end_of_the_last_leaf_is_known_once_a_ca_signs_no_more(bed) {
+        let store = bed.store().await;
+        let (now, enterprise) = (10, Hierarchy::Tier(Tier::Enterprise));
+        store.commit(vec![ca(enterprise, Role::Issuing, 1, Stage::Active), registered("x", 1)]).await.unwrap();
+        store.commit(vec![ca(enterprise, Role::Issuing, 2, Stage::Active)]).await.unwrap();
+        store.commit(vec![issue(1, now, |i| i.not_after = now + 100)]).await.unwrap();
+        store.commit(vec![issue(2, now, |i| i.not_after = now + 300)]).await.unwrap();
+        assert_eq!(one_ca(&store, 1).await.last_not_after, None);
+        for generation in [1, 2] {
+            store
+                .commit(vec![Write::Change(Change::Settle { hierarchy: enterprise, generation })])
+                .await
+                .unwrap();
+        }
+        assert_eq!(one_ca(&store, 1).await.last_not_after, Some(now + 300));
+        assert_eq!(one_ca(&store, 2).await.last_not_after, Some(0), "it has signed nothing");
+        store.commit(vec![ca(Hierarchy::Infrastructure, Role::Issuing, 3, Stage::Active)]).await.unwrap();
+        for not_after in [50, 70, 60] {
+            store.commit(vec![Write::Change(Change::Signed { generation: 3, not_after })]).await.unwrap();
+        }
+        assert_eq!(one_ca(&store, 3).await.last_not_after, Some(70));
     }
 }

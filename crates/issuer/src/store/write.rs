@@ -1,13 +1,15 @@
 //! What can be asked of the writer, and what it answers.
 
 use std::fmt;
+use std::sync::Arc;
 
 use hallmark_core::id::{AgentName, HostId, InstanceId};
 use hallmark_core::tier::Tier;
 
 use super::StoreError;
+use super::authority::{Authority, Change};
 use super::live::Stale;
-use super::rows::{AllowedEk, Authority, TrustDomainRow};
+use super::rows::{AllowedEk, TrustDomainRow};
 use crate::record::Entry;
 
 /// One change, or one decision to be recorded.
@@ -19,8 +21,10 @@ pub enum Write {
     Issue(Box<Issue>),
     /// Fixes what the trust domain is; fails if it is fixed already.
     TrustDomain(TrustDomainRow),
-    /// Adds a CA certificate.
-    Authority(Authority),
+    /// Adds a CA.
+    Authority(Box<Authority>),
+    /// Changes a CA's place in its life.
+    Change(Change),
     /// Binds a host to its EK (or to none), or confirms the binding, and keeps its standing.
     Enrol {
         /// The host.
@@ -145,6 +149,7 @@ impl Write {
             | Write::Purge { .. } => false,
             Write::TrustDomain(_)
             | Write::Authority(_)
+            | Write::Change(_)
             | Write::Enrol { .. }
             | Write::Standing { .. }
             | Write::DisableHost { .. }
@@ -173,6 +178,10 @@ pub struct Issue {
     pub host: HostId,
     /// The credential's tier.
     pub tier: Tier,
+    /// Generation of the issuing CA that signed it.
+    pub ca: u32,
+    /// Held for as long as this may still be recorded: its CA is not retired meanwhile.
+    pub held: Arc<()>,
     /// The key's custody.
     pub custody: &'static str,
     /// Now.

@@ -324,6 +324,7 @@ impl Issue {
             agent: &self.agent,
             host: &self.host,
             tier: self.tier,
+            ca: self.ca,
             registration_revision: self.registration_revision,
             host_epoch: self.host_epoch,
             now: self.issued_at,
@@ -348,6 +349,7 @@ struct Credential {
     agent: AgentName,
     host: HostId,
     tier: &'static str,
+    ca: u32,
     custody: &'static str,
     serial: [u8; 16],
     issued_at: i64,
@@ -363,7 +365,7 @@ impl Batch {
     }
 
     fn issue(&mut self, issue: Issue) -> Recorded {
-        let Issue { entry, instance, agent, host, tier, custody, issued_at, not_after, .. } = issue;
+        let Issue { entry, instance, agent, host, tier, ca, custody, issued_at, not_after, .. } = issue;
         let serial = entry.serial.unwrap_or_default();
         let recorded = self.append(entry);
         self.credentials.push(Credential {
@@ -372,6 +374,7 @@ impl Batch {
             agent,
             host,
             tier: tier.as_str(),
+            ca,
             custody,
             serial,
             issued_at,
@@ -439,10 +442,10 @@ async fn insert_credentials(
 ) -> Result<(), StoreError> {
     for chunk in chunks(credentials) {
         let sql = format!(
-            "INSERT INTO credentials (issuer, number, instance_id, agent, host_id, tier, custody, serial, issued_at, not_after) VALUES {}",
-            values(chunk.len(), 10)
+            "INSERT INTO credentials (issuer, number, instance_id, agent, host_id, tier, ca, custody, serial, issued_at, not_after) VALUES {}",
+            values(chunk.len(), 11)
         );
-        let mut insert = query(&sql).with_room(chunk.len() * 10);
+        let mut insert = query(&sql).with_room(chunk.len() * 11);
         for credential in chunk {
             insert = insert
                 .bind(issuer)
@@ -451,6 +454,7 @@ async fn insert_credentials(
                 .bind(credential.agent.as_str())
                 .bind(credential.host.as_str())
                 .bind(credential.tier)
+                .bind(i64::from(credential.ca))
                 .bind(credential.custody)
                 .bind(credential.serial.as_slice())
                 .bind(credential.issued_at)

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hallmark_core::id::SpiffeId;
-use hallmark_core::x509::{Serial, UnverifiedSvid};
+use hallmark_core::x509::{Serial, UnverifiedSvid, key_fingerprint};
 use rustls::pki_types::CertificateDer;
 use rustls::time_provider::TimeProvider;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -28,6 +28,8 @@ pub struct PeerInfo {
     pub not_before: Option<i64>,
     /// The certificate's end, seconds since 1970-01-01 UTC.
     pub not_after: Option<i64>,
+    /// The keys of the CAs that it showed, by [`hallmark_core::x509::key_fingerprint`].
+    pub authorities: Vec<[u8; 32]>,
     /// Where it connected from, or was connected at.
     pub remote_addr: Option<SocketAddr>,
 }
@@ -45,11 +47,15 @@ impl PeerInfo {
             return Ok(Self { remote_addr, ..Self::default() });
         };
         let svid = UnverifiedSvid::parse(leaf)?;
+        // What cannot be read was in no path.
+        let above = certificates.into_iter().flatten().skip(1);
+        let authorities = above.filter_map(|der| key_fingerprint(der).ok()).collect();
         Ok(Self {
             spiffe_id: Some(svid.spiffe_id),
             serial: Some(svid.serial),
             not_before: Some(svid.not_before),
             not_after: Some(svid.not_after),
+            authorities,
             remote_addr,
         })
     }
