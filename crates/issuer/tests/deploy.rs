@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use hallmark_issuer::config::{CaBackend, Config, Limits, SecretSource};
+use hallmark_issuer::config::{CaBackend, Config, Limits, Roots, Rotation, SecretSource};
 use hallmark_kit::softhsm::SoftHsm;
 
 fn deploy(file: &str) -> PathBuf {
@@ -54,6 +54,35 @@ fn example_shows_the_default_limits() {
     let all: Vec<_> =
         debug.trim_start_matches("Limits {").split(", ").filter_map(|f| f.split_once(": ")).collect();
     assert_eq!(shown, all.iter().map(|(key, _)| key.trim()).collect::<Vec<_>>());
+}
+
+/// What the comments offer is sound, and what they say of rotation's defaults is true.
+#[test]
+fn example_shows_the_default_rotation_and_roots_in_another_token() {
+    let file = deploy("example/issuer.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let shown = Config::parse(&file, &text).unwrap();
+    let table = text.find("\n[ca.rotation]").unwrap();
+    let without = [&text[..table], &text[table..][text[table..].find("\n[admin]").unwrap()..]].concat();
+    let default = Config::parse(&file, &without).unwrap();
+    assert_eq!(default.rotation.issuing_after, Some(default.issuing_lifetime / 2));
+    assert_eq!(
+        Rotation { issuing_after: default.rotation.issuing_after, ..shown.rotation },
+        default.rotation
+    );
+    assert_eq!(shown.roots, Roots::Here);
+    let other = text
+        .replace("root = \"token\"", "root = \"other-token\"")
+        .replace("# [ca.root_token]", "[ca.root_token]")
+        .replace("# module =", "module =")
+        .replace("# token_label =", "token_label =")
+        .replace("# pin_credential =", "pin_credential =");
+    let Roots::Token(token) = Config::parse(&file, &other).unwrap().roots else { panic!("no other token") };
+    assert_eq!(token.pin, SecretSource::Credential("root-pin".to_owned()));
+    for unit in ["hallmark-issuer.service", "hallmark-issuer-init.service"] {
+        let text = std::fs::read_to_string(deploy("systemd").join(unit)).unwrap();
+        assert!(text.lines().any(|l| l == "LoadCredential=root-pin:hallmark-issuer.root-pin"), "{unit}");
+    }
 }
 
 /// The unit does not start a daemon again that ended so: three attempts would lock most tokens.
