@@ -245,6 +245,22 @@ mod tests {
         assert_eq!(known(), "old");
     }
 
+    #[test]
+    fn renewals_fall_into_the_time_given_and_concern_the_named_ca_alone() {
+        let domain = hallmark_kit::pki::TestDomain::lab("example.org").unwrap();
+        let [meant, other] = [Tier::Enterprise, Tier::Advanced]
+            .map(|tier| domain.ca(hallmark_core::tier::Hierarchy::Tier(tier)).certificate().to_vec());
+        let authorities =
+            vec![key_fingerprint(&meant).unwrap().to_vec().into(), Bytes::from_static(b"no digest")];
+        let renewals = Renewals::new(&issuer::Renew { authorities, within_seconds: 100 }, 1000);
+        assert_eq!(renewals.due(&meant, 1000, 0.0), Some(1000));
+        assert_eq!(renewals.due(&meant, 1000, 1.0), Some(1100));
+        assert_eq!(renewals.due(&meant, 1060, 0.5), Some(1080), "whoever comes later has what is left");
+        assert_eq!(renewals.due(&meant, 2000, 1.0), Some(2000), "late is at once");
+        assert_eq!(renewals.due(&other, 1000, 0.0), None);
+        assert_eq!(renewals.due(b"junk", 1000, 0.0), None);
+    }
+
     #[tokio::test]
     async fn bundles_of_another_trust_domain_are_refused() {
         let (state, _revoked) = State::new("h".parse().unwrap(), "example.org".parse().unwrap());

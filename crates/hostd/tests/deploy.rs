@@ -20,6 +20,8 @@ fn example_agrees_with_the_unit() {
     has(&format!("DeviceAllow={} rw", tcti.strip_prefix("device:").unwrap()));
     let run = config.socket.path.parent().unwrap().strip_prefix("/run").unwrap();
     has(&format!("RuntimeDirectory={}", run.display()));
+    let state = config.root_cache.as_ref().unwrap().parent().unwrap().strip_prefix("/var/lib").unwrap();
+    has(&format!("StateDirectory={}", state.display()));
     // Changing a group takes a system call that the unit denies; Group= gives it instead.
     assert_eq!(config.socket.group, None);
     has("Group=hallmark-agents");

@@ -130,6 +130,62 @@ async fn the_issuers_word_reaches_the_state() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn roots_that_the_issuer_sends_are_taken_over_and_acknowledged() {
+    let (issuer, other) = (TlsIssuer::start().await, TlsIssuer::start().await);
+    let host = Host::by_token(&[&issuer], "t");
+    host.connected().await;
+    let ders = |issuer: &TlsIssuer| issuer.infra_roots().ders()[0].to_vec();
+    let send = |revision, roots: Vec<Vec<u8>>, denied: Vec<[u8; 32]>| {
+        let roots = roots.into_iter().map(Into::into).collect();
+        let denied = denied.into_iter().map(|key| key.to_vec().into()).collect();
+        issuer.tell(Update::Infrastructure(wire::InfrastructureRoots { revision, roots, denied }));
+    };
+    issuer.tell(Update::Bundles(support::bundle(9)));
+    until(|| issuer.conduct().acknowledged.last() == Some(&(9, 0))).await;
+    send(4, vec![ders(&issuer), ders(&other)], vec![]);
+    until(|| issuer.conduct().acknowledged.last() == Some(&(9, 4))).await;
+    // What was overtaken on its way, and what would leave nobody to trust, changes nothing.
+    send(3, vec![ders(&other)], vec![]);
+    issuer.tell(Update::Bundles(support::bundle(8)));
+    send(5, vec![], vec![]);
+    issuer.tell(Update::Bundles(support::bundle(10)));
+    until(|| issuer.conduct().acknowledged.last() == Some(&(10, 4))).await;
+    assert_eq!(host.state.bundle.borrow().as_ref().unwrap().revision, 10);
+    assert!(issuer.conduct().acknowledged.iter().all(|(bundle, _)| *bundle != 8));
+    issuer.hang_up();
+    until(|| issuer.conduct().links == 2).await;
+    host.connected().await;
+
+    // The CA that the issuer shows itself by counts no more: it is not spoken to again.
+    send(6, vec![ders(&issuer)], vec![issuer.authority()]);
+    until(|| issuer.conduct().acknowledged.last().is_some_and(|(_, i)| *i == 6)).await;
+    issuer.hang_up();
+    until(|| host.error().contains("was tainted")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_whose_credential_is_of_a_tainted_ca_attests_anew_in_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = SwtpmCa::new(dir.path().join("ca")).unwrap();
+    let swtpm = Swtpm::started(&ca, "host-1").unwrap();
+    let tpm = Tpm::open(TpmConfig::new(swtpm.tcti())).await.unwrap();
+    let issuer = TlsIssuer::start().await;
+    let host = Host::by_tpm(&[&issuer], &tpm).await;
+    host.connected().await;
+    let renew = |authority: [u8; 32], within_seconds| {
+        let authorities = vec![authority.to_vec().into()];
+        issuer.tell(Update::Renew(wire::Renew { authorities, within_seconds }));
+    };
+    renew([7; 32], 0);
+    issuer.tell(Update::Bundles(support::bundle(9)));
+    until(|| host.state.bundle.borrow().as_ref().is_some_and(|b| b.revision == 9)).await;
+    assert_eq!(issuer.conduct().attested, 1, "another CA is no business of this host's own");
+    renew(issuer.authority(), 1);
+    until(|| issuer.conduct().attested == 2).await;
+    host.connected().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_issuer_that_goes_and_comes_back_is_found_again() {
     let mut issuer = TlsIssuer::start().await;
     issuer.conduct().registrations = vec![mine("a")];

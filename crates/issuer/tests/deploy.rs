@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use hallmark_issuer::config::{CaBackend, Config, Limits, SecretSource};
+use hallmark_issuer::config::{CaBackend, Config, Limits, Roots, Rotation, SecretSource};
 use hallmark_kit::softhsm::SoftHsm;
 use hallmark_telemetry::Endpoint;
 
@@ -73,6 +73,35 @@ fn metrics_of_the_example_are_bound_by_the_drop_in() {
     let config = Config::parse(Path::new("issuer.toml"), &on("socket")).unwrap();
     assert!(matches!(config.metrics, Some(Endpoint::Unix { mode: 0o660, .. })));
     assert!(Config::load(&deploy("example/issuer.toml")).unwrap().metrics.is_none(), "off by default");
+}
+
+/// What the comments offer is sound, and what they say of rotation's defaults is true.
+#[test]
+fn example_shows_the_default_rotation_and_roots_in_another_token() {
+    let file = deploy("example/issuer.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let shown = Config::parse(&file, &text).unwrap();
+    let table = text.find("\n[ca.rotation]").unwrap();
+    let without = [&text[..table], &text[table..][text[table..].find("\n[admin]").unwrap()..]].concat();
+    let default = Config::parse(&file, &without).unwrap();
+    assert_eq!(default.rotation.issuing_after, Some(default.issuing_lifetime / 2));
+    assert_eq!(
+        Rotation { issuing_after: default.rotation.issuing_after, ..shown.rotation },
+        default.rotation
+    );
+    assert_eq!(shown.roots, Roots::Here);
+    let other = text
+        .replace("root = \"token\"", "root = \"other-token\"")
+        .replace("# [ca.root_token]", "[ca.root_token]")
+        .replace("# module =", "module =")
+        .replace("# token_label =", "token_label =")
+        .replace("# pin_credential =", "pin_credential =");
+    let Roots::Token(token) = Config::parse(&file, &other).unwrap().roots else { panic!("no other token") };
+    assert_eq!(token.pin, SecretSource::Credential("root-pin".to_owned()));
+    for unit in ["hallmark-issuer.service", "hallmark-issuer-init.service"] {
+        let text = std::fs::read_to_string(deploy("systemd").join(unit)).unwrap();
+        assert!(text.lines().any(|l| l == "LoadCredential=root-pin:hallmark-issuer.root-pin"), "{unit}");
+    }
 }
 
 /// The unit does not start a daemon again that ended so: three attempts would lock most tokens.

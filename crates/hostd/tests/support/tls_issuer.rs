@@ -52,6 +52,8 @@ pub struct Conduct {
     pub refreshed: usize,
     pub links: usize,
     pub hellos: Vec<wire::HostHello>,
+    /// The roots that hosts said they have: revisions of the bundle and of infrastructure.
+    pub acknowledged: Vec<(u64, u64)>,
     /// Of each attestation begun: whether the host showed its certificate.
     pub known: Vec<bool>,
     hosts: Vec<mpsc::Sender<Result<wire::HostUpdate, Status>>>,
@@ -74,6 +76,7 @@ impl Default for Conduct {
             refreshed: 0,
             links: 0,
             hellos: vec![],
+            acknowledged: vec![],
             known: vec![],
             hosts: vec![],
             spent: vec![],
@@ -147,6 +150,11 @@ impl TlsIssuer {
 
     pub fn infra_roots(&self) -> InfraRoots {
         InfraRoots::new(TRUST_DOMAIN.parse().unwrap(), [self.service.root.as_slice()]).unwrap()
+    }
+
+    /// The key of the CA that signs hosts' SVIDs.
+    pub fn authority(&self) -> [u8; 32] {
+        hallmark_core::x509::key_fingerprint(self.service.ca.certificate()).unwrap()
     }
 
     /// Takes no certificate any more that a host could show.
@@ -438,6 +446,16 @@ impl HostLink for Service {
         conduct.hosts.push(updates);
         conduct.links += 1;
         Ok(Response::new(ReceiverStream::new(stream).boxed()))
+    }
+
+    async fn acknowledge(
+        &self,
+        request: Request<wire::AcknowledgeRequest>,
+    ) -> Result<Response<wire::AcknowledgeResponse>, Status> {
+        peer(&request)?;
+        let wire::AcknowledgeRequest { bundle_revision, infrastructure_revision } = request.into_inner();
+        self.conduct.lock().unwrap().acknowledged.push((bundle_revision, infrastructure_revision));
+        Ok(Response::new(wire::AcknowledgeResponse {}))
     }
 }
 
