@@ -20,4 +20,5 @@ pub mod registration;
 pub mod selector;
 pub mod tier;
 pub mod tpm;
+pub mod trace;
 pub mod x509;

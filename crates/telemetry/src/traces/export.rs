@@ -1,0 +1,111 @@
+//! Sending spans to a collector: OTLP over gRPC (opentelemetry-proto 1, `TraceService/Export`).
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
+use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
+use opentelemetry_proto::transform::trace::tonic::group_spans_by_resource_and_scope;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+use opentelemetry_sdk::trace::{SpanData, SpanExporter};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+
+use super::{TracesConfig, UNSENT};
+use crate::process::unix_seconds;
+
+/// How long a message, and the connection for it, may take.
+const CALL: Duration = Duration::from_secs(4);
+const CONNECT: Duration = Duration::from_secs(3);
+/// A collector that does not answer is said so often, in seconds.
+const SAY_EVERY: i64 = 60;
+
+/// Why spans cannot be sent.
+#[derive(Debug, thiserror::Error)]
+pub enum TracesError {
+    /// The address.
+    #[error("traces.endpoint {endpoint}: {error}")]
+    Endpoint {
+        /// The address.
+        endpoint: String,
+        /// What was wrong with it.
+        error: tonic::transport::Error,
+    },
+    /// The roots.
+    #[error("traces.ca {path}: {error}")]
+    Ca {
+        /// Their file.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+}
+
+/// The collector at the other end.
+#[derive(Debug)]
+pub(super) struct Collector {
+    client: TraceServiceClient<Channel>,
+    resource: ResourceAttributesWithSchema,
+    said_at: AtomicI64,
+}
+
+impl Collector {
+    /// Connects when there is something to send.
+    pub(super) fn new(config: &TracesConfig) -> Result<Self, TracesError> {
+        let wrong = |error| TracesError::Endpoint { endpoint: config.endpoint.clone(), error };
+        let mut endpoint = Endpoint::from_shared(config.endpoint.clone())
+            .map_err(wrong)?
+            .connect_timeout(CONNECT)
+            .timeout(CALL);
+        if let Some(path) = &config.ca {
+            let pem = std::fs::read(path).map_err(|error| TracesError::Ca { path: path.clone(), error })?;
+            let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
+            endpoint = endpoint.tls_config(tls).map_err(wrong)?;
+        }
+        Ok(Self {
+            client: TraceServiceClient::new(endpoint.connect_lazy()),
+            resource: ResourceAttributesWithSchema::default(),
+            said_at: AtomicI64::new(i64::MIN),
+        })
+    }
+
+    /// Once a minute at most: a collector that is away for long would fill the log.
+    fn say(&self, count: u64, status: &tonic::Status) {
+        UNSENT.fetch_add(count, Ordering::Relaxed);
+        let now = unix_seconds() as i64;
+        if now.saturating_sub(self.said_at.load(Ordering::Relaxed)) >= SAY_EVERY {
+            self.said_at.store(now, Ordering::Relaxed);
+            tracing::warn!(
+                code = ?status.code(), reason = status.message(), unsent = UNSENT.load(Ordering::Relaxed),
+                "spans could not be sent to the collector (traces.endpoint)"
+            );
+        }
+    }
+}
+
+impl SpanExporter for Collector {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let count = batch.len() as u64;
+        let resource_spans = group_spans_by_resource_and_scope(batch, &self.resource);
+        match self.client.clone().export(ExportTraceServiceRequest { resource_spans }).await {
+            Ok(answer) => {
+                let partial = answer.into_inner().partial_success.unwrap_or_default();
+                if partial.rejected_spans > 0 {
+                    let refused = tonic::Status::invalid_argument(partial.error_message);
+                    self.say(partial.rejected_spans.unsigned_abs(), &refused);
+                }
+                Ok(())
+            }
+            Err(status) => {
+                self.say(count, &status);
+                Err(OTelSdkError::InternalFailure(status.code().to_string()))
+            }
+        }
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.resource = resource.into();
+    }
+}
