@@ -104,6 +104,7 @@ impl Faults {
         }
         let limits = self.limits(raw.limits);
         let metrics = raw.metrics.check(&mut |key, problem| self.note(key, problem));
+        let traces = raw.traces.check(&mut |key, problem| self.note(key, problem));
         Some(Config {
             file: file.to_owned(),
             trust_domain: trust_domain?,
@@ -121,6 +122,7 @@ impl Faults {
             crl_url: raw.crl.url,
             limits,
             metrics,
+            traces,
             log_format: raw.log.format.unwrap_or(LogFormat::Text),
             log_level: raw.log.level.unwrap_or_else(|| "info".to_owned()),
         })
