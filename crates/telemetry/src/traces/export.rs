@@ -109,3 +109,77 @@ impl SpanExporter for Collector {
         self.resource = resource.into();
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+mod tests {
+    use std::path::Path;
+
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
+    use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
+        TraceService, TraceServiceServer,
+    };
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    use tokio_stream::wrappers::TcpListenerStream;
+    use tonic::transport::{Identity, Server, ServerTlsConfig};
+
+    use super::*;
+
+    struct Takes;
+
+    #[tonic::async_trait]
+    impl TraceService for Takes {
+        async fn export(
+            &self,
+            _: tonic::Request<ExportTraceServiceRequest>,
+        ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
+            Ok(tonic::Response::new(ExportTraceServiceResponse::default()))
+        }
+    }
+
+    fn authority() -> CertifiedIssuer<'static, KeyPair> {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(rcgen::DnType::CommonName, "collectors");
+        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    }
+
+    /// A collector behind TLS, as `localhost`, under `authority`.
+    async fn collector(authority: &CertifiedIssuer<'static, KeyPair>) -> u16 {
+        let key = KeyPair::generate().unwrap();
+        let leaf =
+            CertificateParams::new(vec!["localhost".to_owned()]).unwrap().signed_by(&key, authority).unwrap();
+        let tls = ServerTlsConfig::new().identity(Identity::from_pem(leaf.pem(), key.serialize_pem()));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = Server::builder().tls_config(tls).unwrap().add_service(TraceServiceServer::new(Takes));
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        port
+    }
+
+    async fn sent(port: u16, ca: &Path) -> OTelSdkResult {
+        let endpoint = format!("https://localhost:{port}");
+        let config = TracesConfig { endpoint, ca: Some(ca.to_owned()), sample: 1.0 };
+        Collector::new(&config).unwrap().export(Vec::new()).await
+    }
+
+    #[tokio::test]
+    async fn a_collector_far_away_proves_itself_or_gets_nothing() {
+        let (ours, others) = (authority(), authority());
+        let dir = tempfile::tempdir().unwrap();
+        let (ca, other) = (dir.path().join("ca.pem"), dir.path().join("other.pem"));
+        std::fs::write(&ca, ours.pem()).unwrap();
+        std::fs::write(&other, others.pem()).unwrap();
+        let port = collector(&ours).await;
+        assert!(sent(port, &ca).await.is_ok());
+        assert!(sent(port, &other).await.is_err(), "another authority's collector");
+    }
+
+    #[tokio::test]
+    async fn a_ca_that_is_not_there_is_named() {
+        let endpoint = "https://localhost:1".to_owned();
+        let config = TracesConfig { endpoint, ca: Some("/no/such/ca.pem".into()), sample: 1.0 };
+        let error = Collector::new(&config).unwrap_err().to_string();
+        assert!(error.contains("traces.ca /no/such/ca.pem"), "{error}");
+    }
+}
