@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use hallmark_core::trace::TraceParent;
 use hallmark_proto::agent::agent_identity_client::AgentIdentityClient;
 use hallmark_proto::agent::{SignRequest, WatchIdentityRequest, WhoAmIRequest, WhoAmIResponse};
 use hyper_util::rt::TokioIo;
@@ -30,6 +31,7 @@ pub fn default_socket() -> PathBuf {
 pub struct HallmarkClient {
     socket: PathBuf,
     channel: Channel,
+    trace: Option<TraceParent>,
 }
 
 impl HallmarkClient {
@@ -48,7 +50,22 @@ impl HallmarkClient {
     pub async fn connect_to(path: impl Into<PathBuf>) -> Result<Self, ClientError> {
         let socket = path.into();
         let channel = channel(&socket).await?;
-        Ok(Self { socket, channel })
+        Ok(Self { socket, channel, trace: None })
+    }
+
+    /// The same connection, with calls that are part of the caller's trace (W3C Trace Context): the host daemon
+    /// and the issuer, where they trace, continue it, and the record of the decision names it. What
+    /// [`watch`](Self::watch) asks for and signs is part of it for as long as the source lives.
+    ///
+    /// ```no_run
+    /// # async fn agent(client: hallmark_client::HallmarkClient) -> Result<(), Box<dyn std::error::Error>> {
+    /// let here = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".parse()?;
+    /// let identity = client.in_trace(here).watch()?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn in_trace(&self, parent: TraceParent) -> Self {
+        Self { trace: Some(parent), ..self.clone() }
     }
 
     /// The path of the socket.
@@ -62,7 +79,7 @@ impl HallmarkClient {
     /// # Errors
     /// The thread could not be started.
     pub fn watch(&self) -> Result<IdentitySource, ClientError> {
-        IdentitySource::start(self.socket.clone(), String::new())
+        IdentitySource::start(self.socket.clone(), String::new(), self.trace)
     }
 
     /// As [`watch`](Self::watch), for one of several registrations that match this process.
@@ -70,7 +87,7 @@ impl HallmarkClient {
     /// # Errors
     /// The thread could not be started.
     pub fn watch_as(&self, agent: &str) -> Result<IdentitySource, ClientError> {
-        IdentitySource::start(self.socket.clone(), agent.to_owned())
+        IdentitySource::start(self.socket.clone(), agent.to_owned(), self.trace)
     }
 
     /// One identity, now. A daemon may retire an instance whose streams have all ended, so a key in
@@ -82,7 +99,7 @@ impl HallmarkClient {
         let request = WatchIdentityRequest { agent: agent.to_owned() };
         let mut stream = self
             .rpc()
-            .watch_identity(request)
+            .watch_identity(traced(request, self.trace))
             .await
             .map_err(|s| ClientError::from_status(&self.socket, &s))?
             .into_inner();
@@ -95,7 +112,7 @@ impl HallmarkClient {
     /// # Errors
     /// The daemon is away or answers with an error.
     pub async fn who_am_i(&self) -> Result<WhoAmIResponse, ClientError> {
-        let answer = self.rpc().who_am_i(WhoAmIRequest {}).await;
+        let answer = self.rpc().who_am_i(traced(WhoAmIRequest {}, self.trace)).await;
         Ok(answer.map_err(|s| ClientError::from_status(&self.socket, &s))?.into_inner())
     }
 
@@ -105,7 +122,7 @@ impl HallmarkClient {
     /// # Errors
     /// The handle is not this process's, or the hardware is busy or gone.
     pub async fn sign(&self, key_handle: &[u8], digest: &[u8; 32]) -> Result<Vec<u8>, ClientError> {
-        sign(&self.socket, self.channel.clone(), key_handle, digest).await
+        sign(&self.socket, self.channel.clone(), self.trace, key_handle, digest).await
     }
 
     fn rpc(&self) -> AgentIdentityClient<Channel> {
@@ -113,15 +130,26 @@ impl HallmarkClient {
     }
 }
 
+/// The request as part of a trace.
+pub(crate) fn traced<T>(request: T, trace: Option<TraceParent>) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(request);
+    // A traceparent is ASCII, and so always fits.
+    if let Some(value) = trace.and_then(|parent| parent.to_string().parse().ok()) {
+        request.metadata_mut().insert("traceparent", value);
+    }
+    request
+}
+
 pub(crate) async fn sign(
     socket: &Path,
     channel: Channel,
+    trace: Option<TraceParent>,
     key_handle: &[u8],
     digest: &[u8; 32],
 ) -> Result<Vec<u8>, ClientError> {
     let request =
         SignRequest { key_handle: key_handle.to_vec().into(), digest: digest.as_slice().to_vec().into() };
-    let answer = AgentIdentityClient::new(channel).sign(request).await;
+    let answer = AgentIdentityClient::new(channel).sign(traced(request, trace)).await;
     Ok(answer.map_err(|s| ClientError::from_status(socket, &s))?.into_inner().signature.to_vec())
 }
 

@@ -48,6 +48,7 @@ pub use connect::{DEFAULT_SOCKET, HallmarkClient, SOCKET_ENV, default_socket};
 pub use error::ClientError;
 pub use hallmark_core::id::{InstanceId, NameError, SpiffeId, Subject, TrustDomain};
 pub use hallmark_core::tier::{Custody, Tier};
+pub use hallmark_core::trace::{TraceParent, TraceParentError};
 pub use hallmark_core::x509::{AgentInfo, ChainError, Serial, TierRoots, VerifiedPeer};
 pub use identity::{Bundle, Identity, IdentityError};
 pub use peer::{PeerPolicy, PeerRefusal};

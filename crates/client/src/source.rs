@@ -11,13 +11,14 @@ use std::path::PathBuf;
 use std::sync::{Arc, mpsc as reply};
 use std::time::{Duration, SystemTime};
 
+use hallmark_core::trace::TraceParent;
 use hallmark_proto::agent::agent_identity_client::AgentIdentityClient;
 use hallmark_proto::agent::{self as wire, WatchIdentityRequest};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-use crate::connect::{channel, sign};
+use crate::connect::{channel, sign, traced};
 use crate::error::ClientError;
 use crate::identity::Identity;
 use crate::sign::{DEADLINE, QUEUE, SignLink, SignRequest};
@@ -88,7 +89,11 @@ impl IdentitySource {
         }
     }
 
-    pub(crate) fn start(socket: PathBuf, agent: String) -> Result<Self, ClientError> {
+    pub(crate) fn start(
+        socket: PathBuf,
+        agent: String,
+        trace: Option<TraceParent>,
+    ) -> Result<Self, ClientError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -96,7 +101,7 @@ impl IdentitySource {
         let (publish, state) = watch::channel(State::default());
         let (requests, incoming) = mpsc::channel(QUEUE);
         let link = SignLink::new(&requests);
-        let keeper = Keeper { socket, agent, publish, incoming, link };
+        let keeper = Keeper { socket, agent, trace, publish, incoming, link };
         std::thread::Builder::new()
             .name("hallmark-identity".to_owned())
             .spawn(move || runtime.block_on(keeper.run()))
@@ -122,6 +127,7 @@ impl fmt::Debug for IdentitySource {
 struct Keeper {
     socket: PathBuf,
     agent: String,
+    trace: Option<TraceParent>,
     publish: watch::Sender<State>,
     incoming: mpsc::Receiver<SignRequest>,
     link: SignLink,
@@ -169,7 +175,7 @@ impl Keeper {
         let request = WatchIdentityRequest { agent: self.agent.clone() };
         let mut rpc = AgentIdentityClient::new(channel.clone());
         let opened = tokio::select! {
-            opened = rpc.watch_identity(request) => opened,
+            opened = rpc.watch_identity(traced(request, self.trace)) => opened,
             // A request for a signature before the first identity can only be for an old key.
             () = refuse_until_closed(&mut self.incoming) => return Err(Abandoned),
         };
@@ -185,7 +191,7 @@ impl Keeper {
         mut stream: Streaming<wire::Identity>,
         channel: Channel,
     ) -> Result<Ended, Abandoned> {
-        let signing = Signing::new(self.socket.clone(), channel);
+        let signing = Signing::new(self.socket.clone(), channel, self.trace);
         let mut served = false;
         let error = loop {
             tokio::select! {
@@ -236,12 +242,13 @@ async fn refuse_until_closed(incoming: &mut mpsc::Receiver<SignRequest>) {
 struct Signing {
     socket: PathBuf,
     channel: Channel,
+    trace: Option<TraceParent>,
     at_once: Arc<Semaphore>,
 }
 
 impl Signing {
-    fn new(socket: PathBuf, channel: Channel) -> Self {
-        Self { socket, channel, at_once: Arc::new(Semaphore::new(SIGNING_AT_ONCE)) }
+    fn new(socket: PathBuf, channel: Channel, trace: Option<TraceParent>) -> Self {
+        Self { socket, channel, trace, at_once: Arc::new(Semaphore::new(SIGNING_AT_ONCE)) }
     }
 
     fn begin(&self, request: SignRequest) {
@@ -256,7 +263,8 @@ impl Signing {
     async fn sign(&self, request: &SignRequest) -> Result<Vec<u8>, ClientError> {
         let mut wait = BACKOFF.0;
         loop {
-            let signed = sign(&self.socket, self.channel.clone(), &request.key_handle, &request.digest).await;
+            let channel = self.channel.clone();
+            let signed = sign(&self.socket, channel, self.trace, &request.key_handle, &request.digest).await;
             match signed {
                 Err(ClientError::Busy { .. }) if request.asked.elapsed() < DEADLINE => {
                     tokio::time::sleep(jittered(wait)).await;

@@ -144,3 +144,24 @@ async fn an_absent_daemon_is_named() {
     let nobody = HallmarkClient::connect_to(&dead).await.unwrap_err();
     assert!(matches!(nobody, ClientError::NobodyListens { .. }), "{nobody}");
 }
+
+#[tokio::test]
+async fn calls_are_part_of_the_callers_trace_where_it_has_one() {
+    let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let hostd = FakeHostd::start().unwrap();
+    hostd.serve(identity(1, now() + 600));
+    let client = HallmarkClient::connect_to(hostd.socket()).await.unwrap();
+    let traced = client.in_trace(parent.parse().unwrap());
+    client.who_am_i().await.unwrap();
+    traced.who_am_i().await.unwrap();
+    let _ = traced.sign(&[7; 16], &[7; 32]).await;
+    traced.identity("").await.unwrap();
+    let mut source = traced.watch().unwrap();
+    source.wait_ready(PATIENCE).await.unwrap();
+    // A stream that was taken up again is of the same trace.
+    hostd.end_streams(Status::unavailable("again"));
+    eventually(|| hostd.opened_streams() >= 3).await;
+    let sent = hostd.traceparents();
+    assert_eq!(sent[0], "");
+    assert!(sent.len() >= 6 && sent[1..].iter().all(|sent| sent == parent), "{sent:?}");
+}

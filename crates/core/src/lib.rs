@@ -21,4 +21,5 @@ pub mod rotation;
 pub mod selector;
 pub mod tier;
 pub mod tpm;
+pub mod trace;
 pub mod x509;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use hallmark_hsm::{HsmError, Token, TokenConfig};
 use hallmark_telemetry::Served;
 use hallmark_telemetry::server::ServeError;
+use hallmark_telemetry::traces::{self, TracesError};
 use hallmark_tpm::{Tpm, TpmConfig, TpmError};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -77,6 +78,9 @@ pub enum DaemonError {
     /// The metrics' address or socket.
     #[error(transparent)]
     Metrics(#[from] ServeError),
+    /// The collector of spans.
+    #[error(transparent)]
+    Traces(#[from] TracesError),
     /// The system.
     #[error("{what}: {error}")]
     System {
@@ -107,6 +111,11 @@ pub async fn run(config: Config, log: LogLevel) -> Result<(), DaemonError> {
     let socket = Socket::bind(path, *mode, group.as_deref().map(group_id).transpose()?)?;
     let shown = config.metrics.as_ref().map(|at| Served::bind(at, metrics().registry(&agents, tpm.clone())));
     let shown = shown.transpose()?.map(|shown| tokio::spawn(shown.run()));
+    let spans = config
+        .traces
+        .as_ref()
+        .map(|to| traces::start(to, "hallmark-hostd", config.host_id.to_string(), env!("CARGO_PKG_VERSION")));
+    let spans = spans.transpose()?;
     let link = Link::new(config.endpoints.clone(), roots, attester, state.clone(), connection, quotes)
         .remember_roots_in(cache);
     let link = match config.order {
@@ -130,6 +139,9 @@ pub async fn run(config: Config, log: LogLevel) -> Result<(), DaemonError> {
     agents.drain(DRAIN).await;
     drop(stop);
     link.abort();
+    if let Some(spans) = spans {
+        spans.stop().await;
+    }
     if let Some(shown) = shown {
         shown.abort();
         // Its socket's file goes with it.

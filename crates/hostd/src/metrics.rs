@@ -8,8 +8,9 @@ use std::sync::{Arc, LazyLock, Weak};
 use std::time::{Duration, Instant};
 
 use hallmark_core::tier::{Custody, Tier};
+use hallmark_core::trace::TraceParentError;
 use hallmark_telemetry::process::{self, counter, gauge};
-use hallmark_telemetry::{COUNTS, SECONDS};
+use hallmark_telemetry::{COUNTS, SECONDS, traces};
 use hallmark_tpm::Tpm;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -56,6 +57,7 @@ pub struct Metrics {
     host_svid_end: Gauge,
     tpm: Histograms,
     tpm_failures: Counter,
+    traceparents_refused: Counters<1>,
 }
 
 fn seconds() -> Histogram {
@@ -127,7 +129,8 @@ impl From<&KeyError> for SignRefusal {
 const FAILURES: [&str; 9] =
     ["no-match", "ambiguous", "limits", "not-ready", "refused", "key", "issuer-away", "answer", "ended"];
 
-fn failure(error: &InstanceError) -> &'static str {
+/// That word.
+pub(crate) fn failure(error: &InstanceError) -> &'static str {
     match error {
         InstanceError::Select(SelectError::Ambiguous { .. }) => "ambiguous",
         InstanceError::Select(_) => "no-match",
@@ -162,6 +165,7 @@ impl Metrics {
             host_svid_end: Gauge::default(),
             tpm: Family::new_with_constructor(seconds),
             tpm_failures: Counter::default(),
+            traceparents_refused: Family::default(),
         };
         metrics.begin_at_zero();
         metrics
@@ -176,6 +180,9 @@ impl Metrics {
         }
         for reason in FAILURES {
             drop(self.failed.get_or_create(&[("reason", reason)]));
+        }
+        for reason in TraceParentError::CODES {
+            drop(self.traceparents_refused.get_or_create(&[("reason", reason)]));
         }
         for reason in SignRefusal::ALL {
             drop(self.sign_refused.get_or_create(&[("reason", reason.as_str())]));
@@ -230,6 +237,8 @@ impl Metrics {
         to.register_with_unit("quote_timestamp", help, seconds.clone(), self.quoted_at.clone());
         let help = "When the host's own credential ends, since 1970; 0 if it has none";
         to.register_with_unit("host_svid_end_timestamp", help, seconds.clone(), self.host_svid_end.clone());
+        let help = "Malformed traceparents of agents, passed over";
+        to.register("traceparents_refused", help, self.traceparents_refused.clone());
         if has_tpm {
             let help = "Operations of the TPM, without the wait for it";
             to.register_with_unit("tpm_operation_duration", help, seconds, self.tpm.clone());
@@ -302,6 +311,11 @@ impl Metrics {
         }
     }
 
+    /// A traceparent was passed over.
+    pub fn traceparent_refused(&self, why: TraceParentError) {
+        self.traceparents_refused.get_or_create(&[("reason", why.code())]).inc();
+    }
+
     /// Counts one instance that holds an identity, until what is returned is dropped.
     pub fn holds(&self, tier: Tier, custody: Custody) -> Held {
         let gauge = self.agents.get_or_create_owned(&held_as(tier, custody));
@@ -369,6 +383,8 @@ impl Collector for Now {
             let left = (end - clock::now()) as f64;
             gauge(&mut to, "soonest_svid_end", help, Some(&Unit::Seconds), left)?;
         }
+        let unsent = traces::unsent() as f64;
+        counter(&mut to, "spans_unsent", "Spans that could not be sent to the collector", None, unsent)?;
         let Some(tpm) = &self.tpm else { return Ok(()) };
         gauge(&mut to, "tpm_queue_requests", "Requests that wait for the TPM", None, tpm.queued() as f64)?;
         let served = tpm.served() as f64;

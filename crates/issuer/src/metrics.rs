@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use hallmark_core::decide::Requirement;
 use hallmark_core::tier::{Custody, Hierarchy, Tier};
-use hallmark_telemetry::process::{self, gauge, gauges};
-use hallmark_telemetry::{AGES, COUNTS, SECONDS};
+use hallmark_core::trace::TraceParentError;
+use hallmark_telemetry::process::{self, counter, gauge, gauges};
+use hallmark_telemetry::{AGES, COUNTS, SECONDS, traces};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -63,6 +64,7 @@ pub struct Metrics {
     log_entries: Gauge,
     log_published: Gauge,
     store_errors: Counters<1>,
+    traceparents_refused: Counters<1>,
 }
 
 fn seconds() -> Histogram {
@@ -119,6 +121,7 @@ impl Metrics {
             log_entries: Gauge::default(),
             log_published: Gauge::default(),
             store_errors: Family::default(),
+            traceparents_refused: Family::default(),
         };
         metrics.begin_at_zero();
         metrics
@@ -152,6 +155,9 @@ impl Metrics {
         }
         for error in ["database", "log", "other"] {
             drop(self.store_errors.get_or_create(&[("error", error)]));
+        }
+        for reason in TraceParentError::CODES {
+            drop(self.traceparents_refused.get_or_create(&[("reason", reason)]));
         }
         self.keys_sign.set(1);
     }
@@ -214,6 +220,8 @@ impl Metrics {
             self.queue.clone(),
         );
         to.register("store_errors", "Answers that failed for the store's sake", self.store_errors.clone());
+        let help = "Malformed traceparents of hosts, passed over";
+        to.register("traceparents_refused", help, self.traceparents_refused.clone());
         to.register("log_entries", "Entries of this issuer's log", self.log_entries.clone());
         let help = "Entries that the log in files covers";
         to.register("log_published_entries", help, self.log_published.clone());
@@ -300,6 +308,11 @@ impl Metrics {
         self.log_published.set(i64::try_from(entries).unwrap_or(i64::MAX));
     }
 
+    /// A traceparent was passed over.
+    pub fn traceparent_refused(&self, why: TraceParentError) {
+        self.traceparents_refused.get_or_create(&[("reason", why.code())]).inc();
+    }
+
     /// Somebody was answered with a failure of the store.
     pub fn store_error(&self, error: &StoreError) {
         let error = match error {
@@ -352,6 +365,8 @@ impl Collector for Now {
             None,
             live,
         )?;
+        let unsent = traces::unsent() as f64;
+        counter(&mut to, "spans_unsent", "Spans that could not be sent to the collector", None, unsent)?;
         let cas = authorities(&issuer);
         let not_before = ("ca_not_before_timestamp", "Begin of a CA certificate's validity, since 1970");
         of_authorities(&mut to, not_before, cas.iter().map(|ca| (ca.hierarchy, ca.role, ca.not_before)))?;

@@ -144,6 +144,9 @@ pub struct Record<'a> {
     /// Software TPMs may count in this trust domain.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub lab: bool,
+    /// The trace that the request was part of, as whoever asked said, hex.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<String>,
     /// Who ordered it, for an operator's order.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub operator: Option<String>,

@@ -12,7 +12,7 @@ use hallmark_proto::issuer::host_attestation_server::HostAttestationServer;
 use hallmark_proto::issuer::host_link_server::HostLinkServer;
 use hallmark_proto::issuer::issuance_server::IssuanceServer;
 use hallmark_proto::tls::{self, Accept, Acceptor, ClientAuth, SwappableCert};
-use hallmark_telemetry::Served;
+use hallmark_telemetry::{Served, traces};
 use rustls_pki_types::CertificateDer;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
@@ -57,6 +57,10 @@ pub async fn run(config: Config, dev: bool, level: LogLevel) -> anyhow::Result<(
         TcpListener::bind(config.listen).await.with_context(|| format!("listen {}", config.listen))?;
     let shown =
         config.metrics.as_ref().map(|at| Served::bind(at, metrics().registry(&issuer))).transpose()?;
+    let spans = config.traces.as_ref().map(|to| {
+        traces::start(to, "hallmark-issuer", config.issuer_id.to_string(), env!("CARGO_PKG_VERSION"))
+    });
+    let spans = spans.transpose()?;
     let (stop, stopped) = watch::channel(false);
     let (health, health_service) = tonic_health::server::health_reporter();
     set_serving(&health, true).await;
@@ -107,6 +111,9 @@ pub async fn run(config: Config, dev: bool, level: LogLevel) -> anyhow::Result<(
     };
     if tokio::time::timeout(DRAIN, drained).await.is_err() {
         tracing::warn!("some requests did not end in time");
+    }
+    if let Some(spans) = spans {
+        spans.stop().await;
     }
     if let Some(shown) = shown {
         shown.abort();
@@ -324,6 +331,7 @@ impl Reloaded {
             ("admin.group", new.admin.group != old.admin.group),
             ("crl.url", new.crl_url != old.crl_url),
             ("metrics", new.metrics != old.metrics),
+            ("traces", new.traces != old.traces),
         ];
         let admin = AdminConfig { users: new.admin.users, groups: new.admin.groups, ..old.admin.clone() };
         let operators = Operators::resolve(&admin).map_err(anyhow::Error::msg)?;

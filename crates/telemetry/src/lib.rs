@@ -1,8 +1,8 @@
-//! What both daemons show of themselves to a monitoring system.
+//! What both daemons show of themselves: metrics to a monitoring system, traces to a collector.
 //!
 //! **In scope:** the place where metrics are served and its configuration ([`endpoint`]), the server
-//! ([`server`]), what every process has to show ([`process`]). **Not in scope:** what is measured: each daemon
-//! has its own `metrics.rs`.
+//! ([`server`]), what every process has to show ([`process`]); spans and their way to a collector ([`traces`]).
+//! **Not in scope:** what is measured and traced: each daemon's own code says it.
 //!
 //! Whoever can read metrics learns how much a daemon does and how it fares. They name no agent, no host, no
 //! user and no certificate: every label has a fixed, small set of values.
@@ -11,9 +11,11 @@
 pub mod endpoint;
 pub mod process;
 pub mod server;
+pub mod traces;
 
 pub use endpoint::{Endpoint, RawMetrics};
 pub use server::Served;
+pub use traces::{RawTraces, Span, TracesConfig};
 
 /// Bounds of histograms of what takes from tens of microseconds to some seconds.
 pub const SECONDS: [f64; 14] =

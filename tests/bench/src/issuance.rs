@@ -220,5 +220,6 @@ fn item(csr: &[u8]) -> wire::IssueItem {
         selectors: SELECTORS.map(str::to_owned).to_vec(),
         key: Some(wire::issue_item::Key::Software(wire::SoftwareKey {})),
         renews: Vec::new().into(),
+        traceparent: String::new(),
     }
 }

@@ -2,7 +2,7 @@
 //! plain API, so that it can also do what the client library would not.
 //!
 //! ```text
-//! stub_agent SOCKET watch [AGENT]    holds one stream of identities until its input ends
+//! stub_agent SOCKET watch [AGENT [TRACEPARENT…]]    holds one stream of identities until its input ends
 //! stub_agent SOCKET sign HANDLE      asks for one signature by a key it may not own
 //! ```
 #![forbid(unsafe_code)]
@@ -29,9 +29,14 @@ async fn main() -> Result<()> {
     let client = AgentIdentityClient::new(unix_channel(socket));
     let mut orders = orders();
     match *verb {
-        "watch" => watch(client, socket, rest.first().unwrap_or(&""), &mut orders).await,
+        "watch" => {
+            let [agent, traceparents @ ..] = rest else {
+                return watch(client, socket, ("", &[]), &mut orders).await;
+            };
+            watch(client, socket, (agent, traceparents), &mut orders).await
+        }
         "sign" => {
-            sign(client, rest.first().context("sign HANDLE")?, &"07".repeat(32)).await;
+            sign(client, rest.first().context("sign HANDLE")?, &"07".repeat(32), None).await;
             while orders.recv().await.is_some() {}
             Ok(())
         }
@@ -55,10 +60,14 @@ fn orders() -> mpsc::UnboundedReceiver<String> {
 async fn watch(
     mut client: Client,
     socket: &str,
-    agent: &str,
+    (agent, traceparents): (&str, &[&str]),
     orders: &mut mpsc::UnboundedReceiver<String>,
 ) -> Result<()> {
-    let mut stream = match client.watch_identity(WatchIdentityRequest { agent: agent.to_owned() }).await {
+    let mut request = tonic::Request::new(WatchIdentityRequest { agent: agent.to_owned() });
+    for value in traceparents {
+        request.metadata_mut().append("traceparent", value.parse()?);
+    }
+    let mut stream = match client.watch_identity(request).await {
         Ok(stream) => Some(stream.into_inner()),
         Err(status) => {
             ended(&status);
@@ -93,7 +102,10 @@ async fn next(stream: &mut Option<Streaming<Identity>>) -> Result<Option<Identit
 async fn obey(client: &Client, socket: &str, order: &str) -> Result<()> {
     let words: Vec<&str> = order.split(' ').collect();
     match words[..] {
-        ["sign", handle, digest] => sign(client.clone(), handle, digest).await,
+        ["sign", handle, digest] => sign(client.clone(), handle, digest, None).await,
+        ["sign", handle, digest, traceparent] => {
+            sign(client.clone(), handle, digest, Some(traceparent)).await
+        }
         ["whoami"] => who_am_i(client.clone()).await,
         // Same process, same pid, another image.
         ["exec", handle] => {
@@ -105,11 +117,16 @@ async fn obey(client: &Client, socket: &str, order: &str) -> Result<()> {
     Ok(())
 }
 
-async fn sign(mut client: Client, handle: &str, digest: &str) {
+async fn sign(mut client: Client, handle: &str, digest: &str, traceparent: Option<&str>) {
     let (Ok(key_handle), Ok(digest)) = (hex::decode(handle), hex::decode(digest)) else {
         return println!("refused not hex");
     };
-    match client.sign(SignRequest { key_handle: key_handle.into(), digest: digest.into() }).await {
+    let mut request =
+        tonic::Request::new(SignRequest { key_handle: key_handle.into(), digest: digest.into() });
+    if let Some(value) = traceparent.and_then(|value| value.parse().ok()) {
+        request.metadata_mut().insert("traceparent", value);
+    }
+    match client.sign(request).await {
         Ok(answer) => println!("signed {}", hex::encode(answer.into_inner().signature)),
         Err(status) => println!("refused {:?}: {}", status.code(), status.message()),
     }

@@ -55,6 +55,16 @@ impl Agent {
         Self::start(Command::new(example("stub_agent")?).arg(host.socket()).args(["watch", name]))
     }
 
+    /// The same, with these values of the metadata `traceparent`, sound or not.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn watching_in(host: &Host, name: &str, traceparents: &[&str]) -> Result<Self> {
+        Self::start(
+            Command::new(example("stub_agent")?).arg(host.socket()).args(["watch", name]).args(traceparents),
+        )
+    }
+
     /// The same as another user (needs root), from a copy of the program that this user can reach.
     ///
     /// # Errors

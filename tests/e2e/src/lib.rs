@@ -8,6 +8,7 @@
 mod agent;
 mod bed;
 mod child;
+mod collector;
 mod host;
 mod issuer;
 mod rogue;
@@ -15,6 +16,7 @@ mod rogue;
 pub use agent::{Agent, Shown, registration, sha256_file};
 pub use bed::{Bed, BedOptions, ROOT_TOKEN};
 pub use child::{Daemon, binary, example, wait_until};
+pub use collector::{Collector, Spanned};
 pub use host::{Host, Proof};
 pub use issuer::{Admin, admin};
 pub use rogue::{Challenged, Rogue, csr, csr_with, join_token};

@@ -64,6 +64,7 @@ fn item(agent: &str, selectors: &[&str], csr: Vec<u8>) -> wire::IssueItem {
         selectors: selectors.iter().map(ToString::to_string).collect(),
         key: Some(wire::issue_item::Key::Software(wire::SoftwareKey {})),
         renews: Vec::new().into(),
+        traceparent: String::new(),
     }
 }
 

@@ -129,6 +129,7 @@ fn item(csr: &[u8]) -> wire::IssueItem {
         selectors: vec!["unix:uid:1001".to_owned()],
         key: Some(wire::issue_item::Key::Software(wire::SoftwareKey {})),
         renews: Vec::new().into(),
+        traceparent: String::new(),
     }
 }
 

@@ -49,6 +49,7 @@ struct Book {
     signatures: u64,
     opened: u64,
     busy: u64,
+    traceparents: Vec<String>,
     who_am_i: WhoAmIResponse,
 }
 
@@ -105,6 +106,11 @@ impl FakeHostd {
     /// How many streams of identities were opened so far.
     pub fn opened_streams(&self) -> u64 {
         self.book().opened
+    }
+
+    /// The `traceparent` of each call so far, in order; empty where it had none.
+    pub fn traceparents(&self) -> Vec<String> {
+        self.book().traceparents.clone()
     }
 
     /// Answers this many requests for signatures with `RESOURCE_EXHAUSTED`.
@@ -181,6 +187,11 @@ struct Service {
 }
 
 impl Service {
+    fn note_trace<T>(&self, request: &Request<T>) {
+        let value = request.metadata().get("traceparent").and_then(|value| value.to_str().ok());
+        self.book().traceparents.push(value.unwrap_or_default().to_owned());
+    }
+
     fn book(&self) -> MutexGuard<'_, Book> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -192,11 +203,12 @@ impl AgentIdentity for Service {
 
     async fn watch_identity(
         &self,
-        _: Request<WatchIdentityRequest>,
+        request: Request<WatchIdentityRequest>,
     ) -> Result<Response<Self::WatchIdentityStream>, Status> {
         if let Says::Status(status) = &*self.heard.borrow() {
             return Err(status.clone());
         }
+        self.note_trace(&request);
         self.book().opened += 1;
         let stream = WatchStream::new(self.heard.clone()).filter_map(|says| match says {
             Says::Nothing => None,
@@ -208,6 +220,7 @@ impl AgentIdentity for Service {
     }
 
     async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignResponse>, Status> {
+        self.note_trace(&request);
         let SignRequest { key_handle, digest } = request.into_inner();
         let mut book = self.book();
         if book.busy > 0 {
@@ -221,7 +234,8 @@ impl AgentIdentity for Service {
         Ok(Response::new(SignResponse { signature: signature.into() }))
     }
 
-    async fn who_am_i(&self, _: Request<WhoAmIRequest>) -> Result<Response<WhoAmIResponse>, Status> {
+    async fn who_am_i(&self, request: Request<WhoAmIRequest>) -> Result<Response<WhoAmIResponse>, Status> {
+        self.note_trace(&request);
         Ok(Response::new(self.book().who_am_i.clone()))
     }
 }

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hallmark_core::id::{InstanceId, SpiffeId, Subject};
 use hallmark_core::tier::{Custody, Tier};
+use hallmark_core::trace::TraceParent;
 use hallmark_proto::agent::{Identity, identity};
 use hallmark_proto::issuer::{IssueItem, Issued, Refused, issue_result};
+use hallmark_telemetry::Span;
 use rand::Rng;
 use tokio::sync::watch;
 use tonic::Status;
@@ -21,7 +23,7 @@ use super::{Agents, CallerError};
 use crate::clock;
 use crate::keys::{AgentKey, KeyError, KeySpec, csr};
 use crate::link::issuer::{AskError, EndReason};
-use crate::metrics::{Held, metrics};
+use crate::metrics::{Held, failure, metrics};
 use crate::state::Registration;
 
 /// How long a caller waits for a host daemon that has just begun and has no registrations yet.
@@ -92,6 +94,8 @@ pub(super) struct Instance {
     /// A certificate was asked for, and the answer was not a refusal.
     asked: bool,
     began: Instant,
+    /// The call that it began with, in its trace; none while traces are off.
+    origin: Option<Box<TraceParent>>,
     _place: Place,
 }
 
@@ -111,9 +115,11 @@ impl Instance {
         agents: Arc<Agents>,
         caller: Caller,
         wanted: String,
+        mut span: Span,
     ) -> Result<Self, InstanceError> {
         let began = Instant::now();
-        let registration = agents.registration_for(&caller, &wanted).await?;
+        let chosen = agents.registration_for(&caller, &wanted).await;
+        let registration = chosen.inspect_err(|error| span.fail(&failure(error)))?;
         let id = new_id();
         let limits = agents.limits();
         let uid = caller.known().map_or(u32::MAX, |(process, _)| process.uid());
@@ -137,9 +143,10 @@ impl Instance {
             current: None,
             asked: false,
             began,
+            origin: span.traceparent().map(Box::new),
             _place: place,
         };
-        instance.renew("first").await.inspect_err(|error| instance.log_refusal(error))?;
+        instance.renew("first", span).await.inspect_err(|error| instance.log_refusal(error))?;
         Ok(instance)
     }
 
@@ -193,7 +200,8 @@ impl Instance {
             // News of while this is asked counts, and older news does not.
             news.mark_unchanged();
             // Boxed, as it is seldom under way: else each instance would hold its room for life.
-            match Box::pin(self.renew(why)).await {
+            let span = Span::of_our_own("renew", self.origin.as_deref());
+            match Box::pin(self.renew(why, span)).await {
                 Ok(()) => {
                     retry = Retry::new();
                     self.shown().into_iter().for_each(|shown| drop(stream.send_replace(shown)));
@@ -276,11 +284,25 @@ impl Instance {
     }
 
     /// One issuance, and what follows from it.
-    async fn renew(&mut self, why: &'static str) -> Result<(), InstanceError> {
+    async fn renew(&mut self, why: &'static str, mut span: Span) -> Result<(), InstanceError> {
+        span.say("hallmark.agent", &self.registration.agent);
+        span.say("hallmark.instance", &self.live.id);
+        span.say("hallmark.tier", &self.registration.tier);
+        span.say("hallmark.cause", &why);
+        let renewed = self.renew_within(why, &span).await;
+        if let Err(error) = &renewed {
+            span.fail(&failure(error));
+        }
+        renewed
+    }
+
+    async fn renew_within(&mut self, why: &'static str, span: &Span) -> Result<(), InstanceError> {
         self.check()?;
         if self.registration.tier == Tier::Advanced {
+            let _quote = span.child("quote");
             self.agents.issuer.fresh_quote().await?;
         }
+        let keys = span.child("key");
         let (handle, key) = self.key_for_renewal(why).await?;
         let id = SpiffeId::new(
             self.agents.state.trust_domain.clone(),
@@ -296,12 +318,15 @@ impl Instance {
             }
             Err(error) => return Err(error.into()),
         };
+        drop(keys);
         // A key is held against the PCRs last quoted: one bound to what they are now needs a quote of now.
         let is_new = self.key.as_ref().is_none_or(|(held, _)| *held != handle);
         if is_new && !self.registration.bind_pcrs.is_empty() {
             self.agents.issuer.new_quote().await?;
         }
-        let item = self.item(csr, &*key)?;
+        let mut item = self.item(csr, &*key)?;
+        let issue = span.client("issue");
+        item.traceparent = issue.traceparent().map(|parent| parent.to_string()).unwrap_or_default();
         let asked_before = std::mem::replace(&mut self.asked, true);
         let issued = match self.agents.issuer.issue(item).await?.outcome {
             Some(issue_result::Outcome::Issued(issued)) => issued,
@@ -311,9 +336,10 @@ impl Instance {
             }
             None => return Err(InstanceError::Answer("neither issued nor refused")),
         };
+        drop(issue);
         // The process may have ended, or become another, while the issuer answered.
         self.check()?;
-        self.accept(issued, handle, key, why)
+        self.accept(issued, handle, key, (why, span))
     }
 
     fn check(&self) -> Result<(), InstanceError> {
@@ -361,6 +387,7 @@ impl Instance {
             selectors: seen.selectors.iter().map(ToString::to_string).collect(),
             key: Some(key.evidence()),
             renews: self.current.as_ref().map(|c| c.serial.clone()).unwrap_or_default(),
+            traceparent: String::new(),
         })
     }
 
@@ -369,7 +396,7 @@ impl Instance {
         issued: Issued,
         handle: KeyHandle,
         key: Arc<dyn AgentKey>,
-        why: &'static str,
+        (why, span): (&'static str, &Span),
     ) -> Result<(), InstanceError> {
         let tier: Tier = issued.tier.parse().map_err(|_| InstanceError::Answer("unknown tier"))?;
         let custody: Custody =
@@ -406,7 +433,7 @@ impl Instance {
             return Err(InstanceError::Ended(EndReason::Operator));
         }
         self.hold_key(handle, key);
-        self.log_issued(&serial, tier, custody, issued.not_after, why);
+        self.log_issued(&serial, tier, custody, issued.not_after, (why, span));
         metrics().issued(tier, why);
         if self.current.is_none() {
             metrics().first(custody, self.began.elapsed());
@@ -441,12 +468,20 @@ impl Instance {
         );
     }
 
-    fn log_issued(&self, serial: &[u8], tier: Tier, custody: Custody, not_after: i64, why: &'static str) {
+    fn log_issued(
+        &self,
+        serial: &[u8],
+        tier: Tier,
+        custody: Custody,
+        not_after: i64,
+        (why, span): (&'static str, &Span),
+    ) {
+        let trace_id = span.traceparent().map(|parent| parent.trace_id_hex());
         let (pid, uid) = self.live.caller.known().map_or((0, 0), |(p, _)| (p.pid(), p.uid()));
         tracing::info!(
             host_id = %self.agents.state.host_id, agent = %self.live.agent, instance = %self.live.id,
             tier = %tier, custody = %custody, serial = hex::encode(serial), not_after, pid, uid,
-            revision = self.registration.revision, reason = why, "identity issued"
+            revision = self.registration.revision, trace_id, reason = why, "identity issued"
         );
     }
 

@@ -13,6 +13,7 @@ mod select;
 mod server;
 mod share;
 mod socket;
+mod trace;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -23,6 +24,7 @@ use hallmark_proto::agent::{
     HostState, Identity, Match, SignRequest, SignResponse, WatchIdentityRequest, WhoAmIRequest,
     WhoAmIResponse,
 };
+use hallmark_telemetry::Span;
 use tokio::sync::{mpsc, watch};
 use tonic::codegen::Bytes;
 use tonic::{Request, Response, Status};
@@ -222,8 +224,9 @@ impl AgentIdentity for Service {
         request: Request<WatchIdentityRequest>,
     ) -> Result<Response<IdentityStream>, Status> {
         let caller = self.caller(&request)?;
+        let span = trace::begin("AgentIdentity/WatchIdentity", &request);
         let wanted = request.into_inner().agent;
-        let instance = Instance::begin(self.0.clone(), caller, wanted).await.map_err(|error| {
+        let instance = Instance::begin(self.0.clone(), caller, wanted, span).await.map_err(|error| {
             metrics().not_issued(&error);
             Status::from(&error)
         })?;
@@ -237,6 +240,23 @@ impl AgentIdentity for Service {
     }
 
     async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignResponse>, Status> {
+        let span = trace::begin("AgentIdentity/Sign", &request);
+        let answer = self.signature(request, &span).await;
+        trace::answered(span, answer)
+    }
+
+    async fn who_am_i(&self, request: Request<WhoAmIRequest>) -> Result<Response<WhoAmIResponse>, Status> {
+        let span = trace::begin("AgentIdentity/WhoAmI", &request);
+        trace::answered(span, self.seen(&request))
+    }
+}
+
+impl Service {
+    async fn signature(
+        &self,
+        request: Request<SignRequest>,
+        span: &Span,
+    ) -> Result<Response<SignResponse>, Status> {
         let caller = self.caller(&request)?;
         let SignRequest { key_handle, digest } = request.into_inner();
         let digest: [u8; 32] = digest
@@ -278,7 +298,11 @@ impl AgentIdentity for Service {
                 "this user's agents ask for signatures faster than limits.sign_per_second_per_user",
             ));
         }
+        let mut signing = span.child("sign");
+        signing.say("hallmark.custody", &signer.key.custody());
+        signing.say("hallmark.instance", &signer.live.id);
         let signed = signer.key.sign(digest).await;
+        drop(signing);
         // Whoever asked must still be there, as he was, when he is answered; and so must the key's owner.
         caller.present().inspect_err(|_| metrics().sign_refused(SignRefusal::Gone))?;
         signer.live.caller.present().map_err(|_| no_key())?;
@@ -302,8 +326,8 @@ impl AgentIdentity for Service {
         }
     }
 
-    async fn who_am_i(&self, request: Request<WhoAmIRequest>) -> Result<Response<WhoAmIResponse>, Status> {
-        let caller = self.caller(&request)?;
+    fn seen(&self, request: &Request<WhoAmIRequest>) -> Result<Response<WhoAmIResponse>, Status> {
+        let caller = self.caller(request)?;
         let (process, seen) = caller.present()?;
         let registrations = self.0.state.registrations.borrow().clone().unwrap_or_default();
         let matches = registrations.iter().map(|registration| {
@@ -334,9 +358,7 @@ impl AgentIdentity for Service {
             }),
         }))
     }
-}
 
-impl Service {
     fn caller<T>(&self, request: &Request<T>) -> Result<caller::Caller, Status> {
         let caller = request.extensions().get::<caller::Caller>().cloned();
         let caller = caller.ok_or_else(|| Status::internal("a connection without a caller"))?;

@@ -40,6 +40,7 @@ impl Faults {
         let socket = self.socket(raw.agent_socket);
         let limits = self.limits(&raw.limits);
         let metrics = raw.metrics.check(&mut |key, problem| self.note(key, problem));
+        let traces = raw.traces.check(&mut |key, problem| self.note(key, problem));
         let log_level = raw.log.level.unwrap_or_else(|| "info".to_owned());
         if let Err(e) = crate::logging::targets(&log_level) {
             self.note("log.level", format!("{e}; write e.g. \"info\" or \"info,hallmark_hostd=debug\""));
@@ -57,6 +58,7 @@ impl Faults {
             socket,
             limits,
             metrics,
+            traces,
             log_format: raw.log.format.unwrap_or(LogFormat::Text),
             log_level,
         })

@@ -11,7 +11,7 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use hallmark_core::id::{HostId, TrustDomain};
-use hallmark_telemetry::Endpoint;
+use hallmark_telemetry::{Endpoint, TracesConfig};
 use serde::Deserialize;
 
 use crate::agents::Limits;
@@ -134,6 +134,8 @@ pub struct Config {
     pub limits: Limits,
     /// Where metrics are served, if they are.
     pub metrics: Option<Endpoint>,
+    /// Where spans are sent, if they are.
+    pub traces: Option<TracesConfig>,
     /// Log form.
     pub log_format: LogFormat,
     /// Log filter: `LEVEL[,TARGET=LEVEL…]`.
@@ -195,6 +197,7 @@ impl Config {
         compare("pkcs11", self.pkcs11 == new.pkcs11);
         compare("agent_socket", self.socket == new.socket);
         compare("metrics", self.metrics == new.metrics);
+        compare("traces", self.traces == new.traces);
         compare("log.format", self.log_format == new.log_format);
         keys
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use hallmark_telemetry::RawMetrics;
+use hallmark_telemetry::{RawMetrics, RawTraces};
 use serde::Deserialize;
 
 use super::{IssuerOrder, LogFormat};
@@ -24,6 +24,8 @@ pub(super) struct Raw {
     pub(super) limits: RawLimits,
     #[serde(default)]
     pub(super) metrics: RawMetrics,
+    #[serde(default)]
+    pub(super) traces: RawTraces,
     #[serde(default)]
     pub(super) log: RawLog,
 }

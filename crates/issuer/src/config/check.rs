@@ -108,6 +108,7 @@ impl Faults {
         let limits = self.limits(raw.limits);
         let store = self.store(raw.store, &raw.issuer_id, ca.as_ref());
         let metrics = raw.metrics.check(&mut |key, problem| self.note(key, problem));
+        let traces = raw.traces.check(&mut |key, problem| self.note(key, problem));
         Some(Config {
             file: file.to_owned(),
             trust_domain: trust_domain?,
@@ -128,6 +129,7 @@ impl Faults {
             crl_url: raw.crl.url,
             limits,
             metrics,
+            traces,
             log_format: raw.log.format.unwrap_or(LogFormat::Text),
             log_level: raw.log.level.unwrap_or_else(|| "info".to_owned()),
         })

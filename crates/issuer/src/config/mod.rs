@@ -18,7 +18,7 @@ use hallmark_core::id::{IssuerId, TrustDomain};
 use hallmark_core::pcr::{PcrPolicy, PcrSelection};
 use hallmark_core::registration::HostPattern;
 use hallmark_core::x509::Curve;
-use hallmark_telemetry::Endpoint;
+use hallmark_telemetry::{Endpoint, TracesConfig};
 use serde::Deserialize;
 
 use check::Faults;
@@ -197,6 +197,8 @@ pub struct Config {
     pub limits: Limits,
     /// Where metrics are served, if they are.
     pub metrics: Option<Endpoint>,
+    /// Where spans are sent, if they are.
+    pub traces: Option<TracesConfig>,
     /// Log form.
     pub log_format: LogFormat,
     /// Log filter, in `tracing` syntax.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use hallmark_telemetry::RawMetrics;
+use hallmark_telemetry::{RawMetrics, RawTraces};
 use serde::Deserialize;
 
 use super::limits::RawLimits;
@@ -34,6 +34,8 @@ pub(super) struct Raw {
     pub(super) store: RawStore,
     #[serde(default)]
     pub(super) metrics: RawMetrics,
+    #[serde(default)]
+    pub(super) traces: RawTraces,
     #[serde(default)]
     pub(super) log: RawLog,
 }

@@ -10,8 +10,10 @@ use hallmark_core::pcr::PcrSelection;
 use hallmark_core::registration::Registered;
 use hallmark_core::selector::{Selector, SelectorSet};
 use hallmark_core::tier::Tier;
+use hallmark_core::trace::TraceParent;
 use hallmark_core::x509::Csr;
 use hallmark_proto::issuer as wire;
+use hallmark_telemetry::Span;
 use tonic::Status;
 
 use super::Release;
@@ -53,7 +55,7 @@ pub async fn issue(
     let (begun, count) = (Instant::now(), items.len());
     let mut results: Vec<Option<wire::IssueResult>> = items.iter().map(|_| None).collect();
     let mut waiting: Vec<Waiting> =
-        items.into_iter().enumerate().map(|(place, item)| Waiting { place, item, denial: None }).collect();
+        items.into_iter().enumerate().map(|(place, item)| Waiting::new(host, place, item)).collect();
     for round in 0.. {
         // Load.
         let snapshot = issuer
@@ -77,23 +79,27 @@ pub async fn issue(
         // Record.
         let (mut writes, mut outcomes) =
             (Vec::with_capacity(decided.len()), Vec::with_capacity(decided.len()));
-        for Decided { place, item, write, outcome } in decided {
+        for Decided { place, item, trace, write, outcome } in decided {
             writes.push(write);
-            outcomes.push((place, item, outcome));
+            let commit = trace.span.child("commit");
+            outcomes.push((place, item, trace, commit, outcome));
         }
         let committed = issuer.store().commit(writes).await.map_err(|e| crate::status::store(&e))?;
 
         // Release; what is out of date by now goes round again.
         waiting = Vec::new();
-        for ((place, item, outcome), recorded) in outcomes.into_iter().zip(committed.records) {
+        for ((place, item, mut trace, commit, outcome), recorded) in
+            outcomes.into_iter().zip(committed.records)
+        {
+            drop(commit);
             match recorded {
                 Ok(recorded) => {
                     if let Some(result) = results.get_mut(place) {
                         let asked = Asked { agent: &item.agent, registry: &registry, standing_age };
-                        *result = Some(release(issuer, outcome, recorded, &asked));
+                        *result = Some(release(issuer, outcome, recorded, &asked, &mut trace));
                     }
                 }
-                Err(stale) => waiting.push(Waiting { place, item, denial: outdated(stale, round) }),
+                Err(stale) => waiting.push(Waiting { place, item, trace, denial: outdated(stale, round) }),
             }
         }
         if waiting.is_empty() {
@@ -108,13 +114,45 @@ pub async fn issue(
 struct Waiting {
     place: usize,
     item: wire::IssueItem,
+    trace: Trace,
     denial: Option<Denial>,
+}
+
+impl Waiting {
+    fn new(host: &HostId, place: usize, item: wire::IssueItem) -> Self {
+        let trace = Trace::of(host, &item);
+        Self { place, item, trace, denial: None }
+    }
+}
+
+/// The trace that an item is part of, and the step that answers it.
+struct Trace {
+    parent: Option<TraceParent>,
+    span: Span,
+}
+
+impl Trace {
+    fn of(host: &HostId, item: &wire::IssueItem) -> Self {
+        let parent = match item.traceparent.as_str() {
+            "" => None,
+            text => text.parse().map_err(|error| metrics().traceparent_refused(error)).ok(),
+        };
+        let mut span = Span::server("Issue", parent.as_ref());
+        span.say("hallmark.host", host);
+        Self { parent, span }
+    }
+
+    /// The trace's id for record and log: the one that the host named, or that of a trace that begins here.
+    fn id(&self) -> Option<String> {
+        self.parent.or_else(|| self.span.traceparent()).map(|parent| parent.trace_id_hex())
+    }
 }
 
 /// One item on its way: what was decided, not yet on disk.
 struct Decided {
     place: usize,
     item: wire::IssueItem,
+    trace: Trace,
     write: Write,
     outcome: Result<Signed, Denial>,
 }
@@ -142,11 +180,12 @@ fn decide_all(issuer: &Issuer, snapshot: &Snapshot, waiting: Vec<Waiting>) -> Ve
 }
 
 fn decide_one(issuer: &Issuer, snapshot: &Snapshot, waiting: Waiting) -> Decided {
-    let Waiting { place, item, denial } = waiting;
+    let Waiting { place, item, trace, denial } = waiting;
     let instance = <[u8; 16]>::try_from(item.instance_id.as_ref()).ok().map(InstanceId::from_bytes);
     let result = match denial {
         Some(denial) => Err(denial),
-        None => appraise(snapshot, &item, instance).and_then(|appraised| {
+        None => within(&trace, "appraise", || appraise(snapshot, &item, instance)).and_then(|appraised| {
+            let decide = trace.span.child("decide");
             let granted = decide::decide(
                 &appraised.registered,
                 &snapshot.host.standing,
@@ -154,8 +193,10 @@ fn decide_one(issuer: &Issuer, snapshot: &Snapshot, waiting: Waiting) -> Decided
                 &snapshot.rules,
                 snapshot.now,
             );
+            drop(decide);
             match granted {
-                Ok(grant) => sign(issuer, &grant, snapshot.now).map(|signed| (appraised, grant, signed)),
+                Ok(grant) => within(&trace, "sign", || sign(issuer, &grant, snapshot.now))
+                    .map(|signed| (appraised, grant, signed)),
                 Err(refusal) => Err(denied(refusal)),
             }
         }),
@@ -163,7 +204,7 @@ fn decide_one(issuer: &Issuer, snapshot: &Snapshot, waiting: Waiting) -> Decided
     let (write, outcome) = match result {
         Ok((appraised, grant, signed)) => {
             let issue = Issue {
-                entry: issued_entry(snapshot, &item, &appraised, &grant, &signed),
+                entry: issued_entry(snapshot, &item, &trace, &appraised, &grant, &signed),
                 instance: signed.instance(),
                 agent: appraised.registered.registration.name().clone(),
                 host: snapshot.host.host_id.clone(),
@@ -179,11 +220,17 @@ fn decide_one(issuer: &Issuer, snapshot: &Snapshot, waiting: Waiting) -> Decided
             (Write::Issue(Box::new(issue)), Ok(signed))
         }
         Err(denial) => {
-            log_refused(snapshot, &item, instance, &denial);
-            (Write::Record(refused_entry(snapshot, &item, instance, &denial)), Err(denial))
+            log_refused(snapshot, &item, &trace, instance, &denial);
+            (Write::Record(refused_entry(snapshot, &item, &trace, instance, &denial)), Err(denial))
         }
     };
-    Decided { place, item, write, outcome }
+    Decided { place, item, trace, write, outcome }
+}
+
+/// One step of deciding, in a span of its own.
+fn within<T>(trace: &Trace, step: &'static str, work: impl FnOnce() -> T) -> T {
+    let _span = trace.span.child(step);
+    work()
 }
 
 /// An item whose evidence holds; whether it suffices is not decided yet.
@@ -287,12 +334,18 @@ fn wire_unmet(code: &str, detail: impl std::fmt::Display) -> wire::Unmet {
 }
 
 /// What a host says of itself is shown escaped: a line of the log stays one line.
-fn log_refused(snapshot: &Snapshot, item: &wire::IssueItem, instance: Option<InstanceId>, denial: &Denial) {
+fn log_refused(
+    snapshot: &Snapshot,
+    item: &wire::IssueItem,
+    trace: &Trace,
+    instance: Option<InstanceId>,
+    denial: &Denial,
+) {
     let agent: String = item.agent.chars().take(64).collect();
     let unmet: Vec<&str> = denial.unmet.iter().map(|u| u.code.as_str()).collect();
     tracing::info!(
         host_id = %snapshot.host.host_id, agent = ?agent, instance = instance.map(|i| i.to_string()),
-        reason = denial.code, unmet = unmet.join(","), "refused"
+        reason = denial.code, unmet = unmet.join(","), trace_id = trace.id(), "refused"
     );
 }
 
@@ -312,6 +365,7 @@ fn denied(refusal: Refusal) -> Denial {
 fn issued_entry(
     snapshot: &Snapshot,
     item: &wire::IssueItem,
+    trace: &Trace,
     appraised: &Appraised,
     grant: &Grant,
     signed: &Signed,
@@ -331,6 +385,7 @@ fn issued_entry(
         not_after: Some(signed.not_after()),
         evidence_sha256: Some(crate::hex(snapshot.host.standing.evidence_digest)),
         selectors: Some(&item.selectors),
+        trace_id: trace.id(),
         lab: snapshot.rules.lab,
         ..Record::default()
     }
@@ -340,6 +395,7 @@ fn issued_entry(
 fn refused_entry(
     snapshot: &Snapshot,
     item: &wire::IssueItem,
+    trace: &Trace,
     instance: Option<InstanceId>,
     denial: &Denial,
 ) -> Entry {
@@ -357,6 +413,7 @@ fn refused_entry(
         evidence_sha256: Some(crate::hex(snapshot.host.standing.evidence_digest)),
         reason: Some(denial.code.to_owned()),
         unmet: denial.unmet.iter().map(UnmetEntry::from).collect(),
+        trace_id: trace.id(),
         lab: snapshot.rules.lab,
         ..Record::default()
     }
@@ -383,17 +440,24 @@ fn release(
     outcome: Result<Signed, Denial>,
     recorded: Recorded,
     asked: &Asked<'_>,
+    trace: &mut Trace,
 ) -> wire::IssueResult {
+    trace.span.say("hallmark.agent", &asked.agent);
+    trace.span.say("hallmark.record", &recorded.number());
     let outcome = match outcome {
         Ok(signed) => {
             let release = Release::new(signed, recorded);
             issuer.counters().issued(release.signed());
             metrics().issued(release.signed(), asked.standing_age);
-            wire::issue_result::Outcome::Issued(issued(&release))
+            trace.span.say("hallmark.instance", &release.signed().instance());
+            trace.span.say("hallmark.tier", &release.signed().tier());
+            trace.span.say("hallmark.custody", &release.signed().custody());
+            wire::issue_result::Outcome::Issued(issued(&release, trace.id()))
         }
         Err(denial) => {
             issuer.counters().refused();
             metrics().refused(asked.tier(), denial.code, denial.unmet.iter().map(|u| u.code.as_str()));
+            trace.span.fail(&denial.code);
             wire::issue_result::Outcome::Refused(wire::Refused {
                 code: denial.code.to_owned(),
                 unmet: denial.unmet,
@@ -404,11 +468,11 @@ fn release(
     wire::IssueResult { outcome: Some(outcome) }
 }
 
-fn issued(release: &Release<Signed>) -> wire::Issued {
+fn issued(release: &Release<Signed>, trace_id: Option<String>) -> wire::Issued {
     let signed = release.signed();
     tracing::info!(
         host_id = %signed.host(), spiffe_id = %signed.spiffe_id(), instance = %signed.instance(), tier = %signed.tier(),
-        custody = %signed.custody(), serial = %signed.serial(), record = release.record(), "issued"
+        custody = %signed.custody(), serial = %signed.serial(), record = release.record(), trace_id, "issued"
     );
     wire::Issued {
         chain: vec![signed.der().clone(), signed.issuing_der().clone()],
