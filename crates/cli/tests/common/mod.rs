@@ -333,6 +333,11 @@ impl Admin for Service {
         Ok(Response::new(ProveRecordResponse { index: 0, body: "{\"v\":1}".into(), proof }))
     }
 
+    /// An issuer whose log is empty, and not signed.
+    async fn read_log(&self, _: Request<ReadLogRequest>) -> Answer<ReadLogResponse> {
+        Err(Status::not_found("the log serves no checkpoint yet"))
+    }
+
     async fn bundle(&self, _: Request<BundleRequest>) -> Answer<BundleResponse> {
         let entry = |hierarchy: Hierarchy| BundleEntry {
             hierarchy: hierarchy.to_string(),

@@ -2,6 +2,7 @@
 
 mod accept;
 mod admission;
+mod log;
 mod service;
 mod show;
 mod socket;
