@@ -8,6 +8,7 @@ mod progress;
 mod prove;
 mod show;
 mod source;
+mod stream;
 mod tail;
 mod verify;
 mod web;
@@ -37,6 +38,8 @@ pub(crate) enum LogCommand {
     Find(find::FindArgs),
     /// Write records as JSON lines, and go on later where it ended (operators, auditors)
     Export(export::ExportArgs),
+    /// Send each record to a SIEM, at least once (operators, auditors)
+    Stream(stream::StreamArgs),
     /// Prove that the log has the record of a certificate (operators)
     Prove(prove::ProveArgs),
     /// Check a proof that was kept: needs nobody (anyone)
@@ -63,6 +66,10 @@ pub(crate) async fn run(admin: &Path, command: LogCommand, output: &Output) -> R
         LogCommand::Export(args) => {
             let log = args.log.open(admin).await?;
             blocking(move || export::run(log, &args, output)).await
+        }
+        LogCommand::Stream(args) => {
+            let log = args.log.open(admin).await?;
+            blocking(move || stream::run(log, &args, output)).await
         }
         LogCommand::Verify(args) => {
             let log = args.log.open(admin).await?;
