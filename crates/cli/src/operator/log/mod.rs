@@ -4,6 +4,7 @@ mod export;
 mod find;
 mod kept;
 mod line;
+mod monitor;
 mod progress;
 mod prove;
 mod show;
@@ -40,6 +41,8 @@ pub(crate) enum LogCommand {
     Export(export::ExportArgs),
     /// Send each record to a SIEM, at least once (operators, auditors)
     Stream(stream::StreamArgs),
+    /// Watch logs, and raise an alert for what nobody expects (anyone)
+    Monitor(monitor::MonitorArgs),
     /// Prove that the log has the record of a certificate (operators)
     Prove(prove::ProveArgs),
     /// Check a proof that was kept: needs nobody (anyone)
@@ -71,6 +74,7 @@ pub(crate) async fn run(admin: &Path, command: LogCommand, output: &Output) -> R
             let log = args.log.open(admin).await?;
             blocking(move || stream::run(log, &args, output)).await
         }
+        LogCommand::Monitor(args) => blocking(move || monitor::run(&args, output)).await,
         LogCommand::Verify(args) => {
             let log = args.log.open(admin).await?;
             blocking(move || verify::run(log, &args, output)).await
