@@ -7,7 +7,9 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use hallmark_e2e::{Bed, BedOptions, binary, skip, wait_until};
+use hallmark_e2e::{Bed, BedOptions, admin, binary, skip, wait_until};
+use hallmark_proto::admin::ReadLogRequest;
+use tonic::Code;
 
 fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
@@ -93,6 +95,31 @@ fn three_ways_to_one_log() -> Result<()> {
     let exported = bed.hallmark_ok(&["log", "export", "--from", "5", "--count", "1"])?;
     let proven = offline(&["log", "export", &web.1, "--key", &key, "--from", "5", "--count", "1"])?;
     ensure!(exported.as_bytes() == proven.stdout, "{exported}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_socket_serves_the_log_and_nothing_else() -> Result<()> {
+    let bed = Bed::start(BedOptions { dev: true, ..BedOptions::default() })?;
+    let read = |path: &str| {
+        let request = ReadLogRequest { path: path.to_owned() };
+        let mut client = admin(&bed.admin_socket());
+        async move { client.read_log(request).await }
+    };
+    let note = read("checkpoint").await?.into_inner().content;
+    let size: u16 = std::str::from_utf8(&note)?.lines().nth(1).context("size")?.parse()?;
+    ensure!(
+        read(&format!("tile/0/000.p/{size}")).await?.into_inner().content.len() == usize::from(size) * 32
+    );
+    ensure!(read("tile/0/000.p/1").await?.into_inner().content.len() == 32, "narrower, as it was");
+    for path in ["", "../issuer.toml", "/etc/passwd", "tile/0/0", "tile/entries/../000", "tile/0/000.p/257"] {
+        let refused = read(path).await.err().map(|status| status.code());
+        ensure!(refused == Some(Code::InvalidArgument), "{path}: {refused:?}");
+    }
+    for path in ["tile/0/000", "tile/entries/999", "tile/63/000.p/1", &format!("tile/0/000.p/{}", size + 1)] {
+        let none = read(path).await.err().map(|status| status.code());
+        ensure!(none == Some(Code::NotFound), "{path}: {none:?}");
+    }
     Ok(())
 }
 

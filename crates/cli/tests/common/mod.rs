@@ -22,7 +22,10 @@ use tonic::{Request, Response, Status};
 pub fn hallmark(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hallmark"));
     command.env_remove("NO_COLOR").env("HALLMARK_ADMIN_SOCKET", "/nonexistent/admin.sock");
-    command.env("HALLMARK_AGENT_SOCKET", "/nonexistent/agent.sock").args(args);
+    command
+        .env("HALLMARK_AGENT_SOCKET", "/nonexistent/agent.sock")
+        .env("NO_PROXY", "127.0.0.1,localhost")
+        .args(args);
     command
 }
 
