@@ -108,7 +108,7 @@ pub(crate) enum Command {
     Explain(ExplainArgs),
     /// The issuer's decisions, newest last (operators)
     Records(RecordsArgs),
-    /// The log of those decisions: proofs, and whether it holds (operators, auditors)
+    /// The log of those decisions: read it, prove and verify it, send it on, watch it (operators, auditors)
     #[command(subcommand)]
     Log(LogCommand),
     /// The CAs: rotate them, take the trust from one, have an offline root sign one (operators)

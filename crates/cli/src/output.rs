@@ -48,13 +48,22 @@ impl Output {
 
     /// Writes bytes to standard output as they are. A reader that has seen enough is no error.
     pub(crate) fn raw(&self, bytes: &[u8]) -> Result<(), Failure> {
+        self.stream(bytes).map(drop)
+    }
+
+    /// The same, part by part: false once the reader has seen enough.
+    pub(crate) fn stream(&self, bytes: &[u8]) -> Result<bool, Failure> {
         let mut stdout = io::stdout().lock();
         match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-            Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-                Err(Failure::refused(format!("cannot write to standard output: {error}")))
-            }
-            _ => Ok(()),
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+            Err(error) => Err(Failure::refused(format!("cannot write to standard output: {error}"))),
         }
+    }
+
+    /// Whether programs read the answers.
+    pub(crate) fn is_json(&self) -> bool {
+        self.format == Format::Json
     }
 
     /// A remark for people, on standard error; programs that read JSON get none.

@@ -3,8 +3,10 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use hallmark_kit::postgres::Postgres;
 use hallmark_kit::softhsm::SoftHsm;
 use hallmark_kit::swtpm::SwtpmCa;
 
@@ -29,6 +31,12 @@ pub struct BedOptions {
     pub root_token: bool,
     /// Further lines of its `[attestation]` table.
     pub attestation: String,
+    /// `issuer_id`
+    pub issuer_id: String,
+    /// The issuer runs in this network namespace, at this address there.
+    pub network: Option<(String, String)>,
+    /// The store is this database on this server, which several issuers may share.
+    pub postgres: Option<(Arc<Postgres>, String)>,
 }
 
 impl Default for BedOptions {
@@ -42,6 +50,9 @@ impl Default for BedOptions {
             ca: String::new(),
             root_token: false,
             attestation: String::new(),
+            issuer_id: "issuer-1".to_owned(),
+            network: None,
+            postgres: None,
         }
     }
 }
@@ -53,8 +64,8 @@ pub const ROOT_TOKEN: &str = "hallmark-roots";
 pub struct Bed {
     dir: tempfile::TempDir,
     options: BedOptions,
-    token: SoftHsm,
-    tpm_ca: SwtpmCa,
+    token: Arc<SoftHsm>,
+    tpm_ca: Arc<SwtpmCa>,
     port: u16,
     issuer: Option<Daemon>,
     policies: String,
@@ -79,8 +90,27 @@ impl Bed {
     /// A program is missing or fails; its output is in the error.
     pub fn made(options: BedOptions) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("hallmark-e2e-").tempdir()?;
-        let tpm_ca = SwtpmCa::new(dir.path().join("tpm-ca"))?;
-        let token = SoftHsm::new()?;
+        let tpm_ca = Arc::new(SwtpmCa::new(dir.path().join("tpm-ca"))?);
+        let token = Arc::new(SoftHsm::new()?);
+        Self::in_dir(dir, options, token, tpm_ca)
+    }
+
+    /// Another issuer of the same trust domain, on the same PostgreSQL, with its keys in the same token; not started.
+    ///
+    /// # Errors
+    /// It cannot join.
+    pub fn sibling(&self, issuer_id: &str, network: Option<(String, String)>) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("hallmark-e2e-").tempdir()?;
+        let options = BedOptions { issuer_id: issuer_id.to_owned(), network, ..self.options.clone() };
+        Self::in_dir(dir, options, self.token.clone(), self.tpm_ca.clone())
+    }
+
+    fn in_dir(
+        dir: tempfile::TempDir,
+        options: BedOptions,
+        token: Arc<SoftHsm>,
+        tpm_ca: Arc<SwtpmCa>,
+    ) -> Result<Self> {
         if options.root_token {
             token.add_token(ROOT_TOKEN)?;
         }
@@ -135,7 +165,16 @@ impl Bed {
 
     /// `https://127.0.0.1:PORT`
     pub fn endpoint(&self) -> String {
-        format!("https://127.0.0.1:{}", self.port)
+        format!("https://{}:{}", self.address(), self.port)
+    }
+
+    fn address(&self) -> &str {
+        self.options.network.as_ref().map_or("127.0.0.1", |(_, address)| address)
+    }
+
+    /// Its options, as they were given.
+    pub fn options(&self) -> &BedOptions {
+        &self.options
     }
 
     /// The admin socket.
@@ -171,7 +210,16 @@ impl Bed {
     pub fn start_issuer_within(&mut self, time: std::time::Duration) -> Result<()> {
         let log = self.path("issuer.log");
         let from = std::fs::metadata(&log).map_or(0, |m| m.len());
-        let mut command = Command::new(binary("hallmark-issuer")?);
+        let program = binary("hallmark-issuer")?;
+        let mut command = match &self.options.network {
+            // Executes the program: it is this very process.
+            Some((namespace, _)) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace]).arg(program);
+                command
+            }
+            None => Command::new(program),
+        };
         command.arg("run").arg("--config").arg(self.path("issuer.toml")).envs(self.token.env());
         command.envs(self.environment.iter().cloned());
         if self.options.dev {
@@ -289,9 +337,14 @@ impl Bed {
         writeln!(text, "trust_domain = {:?}", self.options.trust_domain)?;
         writeln!(
             text,
-            "issuer_id = \"issuer-1\"\nlisten = \"127.0.0.1:{}\"\ndata_dir = \"{dir}/data\"",
+            "issuer_id = {:?}\nlisten = \"{}:{}\"\ndata_dir = \"{dir}/data\"",
+            self.options.issuer_id,
+            self.address(),
             self.port
         )?;
+        if let Some((_, url)) = &self.options.postgres {
+            writeln!(text, "[store]\nbackend = \"postgres\"\nurl = {url:?}")?;
+        }
         if self.options.dev {
             writeln!(text, "[ca]\nbackend = \"software\"")?;
         } else {

@@ -29,6 +29,8 @@ pub struct Host {
     /// Further lines of its configuration, whole tables; `{dir}` stands for its directory.
     pub extra: String,
     daemon: Option<Daemon>,
+    /// Further issuers, besides its bed's, and the order in which all are tried.
+    pub issuers: Vec<String>,
     /// A copy of the infrastructure root, as it was when this was made.
     root: Option<PathBuf>,
 }
@@ -68,6 +70,7 @@ impl Host {
             token: None,
             extra: String::new(),
             daemon: None,
+            issuers: Vec::new(),
             root: None,
         })
     }
@@ -205,7 +208,9 @@ impl Host {
             std::fs::write(self.dir.join("join-token"), token)?;
             writeln!(text, "join_token_file = \"{dir}/join-token\"")?;
         }
-        writeln!(text, "[issuer]\nendpoints = [{:?}]", bed.endpoint())?;
+        let mut endpoints = vec![bed.endpoint()];
+        endpoints.extend(self.issuers.iter().cloned());
+        writeln!(text, "[issuer]\nendpoints = {endpoints:?}\norder = \"listed\"")?;
         let root = self.root.clone().unwrap_or_else(|| bed.infrastructure_root());
         writeln!(text, "infrastructure_root = {root:?}\nroot_cache = \"{dir}/learned.pem\"")?;
         if let Proof::Tpm(tpm) = &self.proof {

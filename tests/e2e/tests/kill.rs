@@ -13,6 +13,7 @@ use hallmark_core::id::InstanceId;
 use hallmark_core::log::{Checkpoint, Facts, LogVerifier, Tree, audit, leaf_hash, open_checkpoint};
 use hallmark_core::x509::fingerprint;
 use hallmark_e2e::{Bed, BedOptions, Host, Rogue, binary, csr, join_token, wait_until};
+use hallmark_kit::postgres::Postgres;
 use hallmark_proto::issuer as wire;
 use hallmark_proto::issuer::issuance_client::IssuanceClient;
 use rcgen::KeyPair;
@@ -317,6 +318,37 @@ async fn a_disk_that_does_not_write_stops_issuance_and_loses_nothing() -> Result
     worker.await?;
     let received = std::mem::take(&mut *received.lock().map_err(|_| anyhow::anyhow!("poisoned"))?);
     let (lost, forks) = account(&bed, &received)?;
+    ensure!((lost, forks) == (0, 0), "{lost} lost, {forks} forks of {} issued", received.len());
+    Ok(())
+}
+
+/// PostgreSQL is killed under load, again and again, and comes back by itself, as its own supervisor would bring it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_killed_loses_nothing() -> Result<()> {
+    const ROUNDS: u64 = 12;
+    let server = Arc::new(Postgres::started()?);
+    let url = server.database()?;
+    let mut bed = Bed::start(BedOptions { postgres: Some((server.clone(), url)), ..BedOptions::default() })?;
+    bed.apply(REGISTRATION)?;
+    let host = Rogue::joined(&bed, "web-01").await?;
+    let (stop, received) = (Arc::new(AtomicBool::new(false)), Received::default());
+    let worker = tokio::spawn(load(host.connection(&bed)?, stop.clone(), received.clone()));
+    let count = || received.lock().map_or(0, |r| r.len());
+    for _ in 0..ROUNDS {
+        let before = count();
+        wait_until("issuance", || (count() > before + 2 * BATCH).then_some(()))?;
+        tokio::time::sleep(Duration::from_millis(rand::random_range(0..LONGEST))).await;
+        server.kill()?;
+        server.start()?;
+    }
+    let before = count();
+    wait_until("issuance to go on", || (count() > before + 2 * BATCH).then_some(()))?;
+    stop.store(true, Ordering::Release);
+    worker.await?;
+    ensure!(bed.issuer()?.is_alive(), "the issuer has ended");
+    let received = std::mem::take(&mut *received.lock().map_err(|_| anyhow::anyhow!("poisoned"))?);
+    let (lost, forks) = account(&bed, &received)?;
+    println!("PostgreSQL killed {ROUNDS} times: {} issued, {lost} lost, {forks} forks", received.len());
     ensure!((lost, forks) == (0, 0), "{lost} lost, {forks} forks of {} issued", received.len());
     Ok(())
 }

@@ -33,6 +33,8 @@ pub const ALL: &[(&str, Target)] = &[
     ("key_evidence", evidence::key_evidence),
     ("log_bundle", log::log_bundle),
     ("log_checkpoint", log::log_checkpoint),
+    ("log_event", log::log_event),
+    ("log_path", log::log_path),
     ("log_proof", log::log_proof),
     ("log_record", log::log_record),
     ("log_verifier", log::log_verifier),

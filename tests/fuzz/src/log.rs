@@ -1,7 +1,9 @@
 //! The log: what auditors read from whoever serves it.
 
+use hallmark_core::log::siem::{Event, Form, Origin};
 use hallmark_core::log::{
-    Facts, LogKey, LogVerifier, SoftwareLogKey, bundle, check_proof, open_checkpoint, read_bundle,
+    Facts, LogKey, LogName, LogVerifier, Record, ServedPath, SoftwareLogKey, bundle, check_proof,
+    open_checkpoint, read_bundle,
 };
 
 /// The entry that the proofs among the seeds are of, and the log's size and its index there.
@@ -58,4 +60,32 @@ pub fn log_record(data: &[u8]) -> bool {
     let again = facts.take(data);
     assert!(taken || again.is_err());
     taken
+}
+
+/// A path that a log serves is written back as it was read.
+pub fn log_path(data: &[u8]) -> bool {
+    let Some(path) = std::str::from_utf8(data).ok().and_then(|text| text.parse::<ServedPath>().ok()) else {
+        return false;
+    };
+    assert_eq!(path.to_string().as_bytes(), data);
+    assert!(!path.to_string().contains(".."));
+    true
+}
+
+/// An entry becomes one line of each form, whatever is in it, and one syslog message.
+pub fn log_event(data: &[u8]) -> bool {
+    let log: LogName = "log.example.org/log/issuer-1".parse().expect("a name");
+    let event = Event::new(&log, 77, data);
+    let origin = Origin { host: "host".to_owned(), process: 1 };
+    let ends = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
+    for form in [Form::Ocsf, Form::Json, Form::Cef] {
+        let line = event.line(form);
+        assert!(!line.contains(ends), "{line:?}");
+        assert!(origin.message(&event, &line).ends_with(&line));
+        match form {
+            Form::Cef => assert!(line.contains(" externalId=log.example.org/log/issuer-1/77")),
+            _ => drop(serde_json::from_str::<serde_json::Value>(&line).expect("JSON")),
+        }
+    }
+    Record::parse(data).is_ok()
 }

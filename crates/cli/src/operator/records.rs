@@ -72,28 +72,26 @@ impl Present for RecordsView {
     fn present(&self, page: &mut Page) {
         let rows = self.records.iter().map(|r| {
             let at = r.at.rfc3339().unwrap_or_else(|| "-".to_owned());
-            vec![word(r.number), word(at), word(&r.kind), word(&r.outcome), word(r.summary())]
+            vec![word(r.number), word(at), word(&r.kind), word(&r.outcome), word(summary(&r.body))]
         });
         page.table(&["no", "at", "kind", "outcome", "about"], rows.collect(), "No record.");
     }
 }
 
-impl RecordView {
-    /// The plain values of the record's top level, as `name=value`; the rest is in the JSON.
-    fn summary(&self) -> String {
-        let serde_json::Value::Object(fields) = &self.body else {
-            return self.body.to_string();
-        };
-        let told = ["v", "version", "at", "time", "kind", "outcome", "number"];
-        let plain =
-            fields.iter().filter(|(name, _)| !told.contains(&name.as_str())).filter_map(|(name, value)| {
-                match value {
-                    serde_json::Value::String(s) if !s.is_empty() => Some(format!("{name}={s}")),
-                    serde_json::Value::Number(n) => Some(format!("{name}={n}")),
-                    serde_json::Value::Bool(b) => Some(format!("{name}={b}")),
-                    _ => None,
-                }
-            });
-        plain.collect::<Vec<_>>().join(" ")
-    }
+/// The plain values of a record's top level, as `name=value`; the rest is in the JSON.
+pub(crate) fn summary(body: &serde_json::Value) -> String {
+    let serde_json::Value::Object(fields) = body else {
+        return body.to_string();
+    };
+    let told = ["v", "version", "at", "time", "kind", "outcome", "number"];
+    let plain =
+        fields.iter().filter(|(name, _)| !told.contains(&name.as_str())).filter_map(|(name, value)| {
+            match value {
+                serde_json::Value::String(s) if !s.is_empty() => Some(format!("{name}={s}")),
+                serde_json::Value::Number(n) => Some(format!("{name}={n}")),
+                serde_json::Value::Bool(b) => Some(format!("{name}={b}")),
+                _ => None,
+            }
+        });
+    plain.collect::<Vec<_>>().join(" ")
 }

@@ -1,6 +1,8 @@
 //! A fake issuer's admin socket, and the command run as a process.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod log;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
@@ -20,7 +22,10 @@ use tonic::{Request, Response, Status};
 pub fn hallmark(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hallmark"));
     command.env_remove("NO_COLOR").env("HALLMARK_ADMIN_SOCKET", "/nonexistent/admin.sock");
-    command.env("HALLMARK_AGENT_SOCKET", "/nonexistent/agent.sock").args(args);
+    command
+        .env("HALLMARK_AGENT_SOCKET", "/nonexistent/agent.sock")
+        .env("NO_PROXY", "127.0.0.1,localhost")
+        .args(args);
     command
 }
 
@@ -377,6 +382,11 @@ impl Admin for Service {
         let faults = ["pathlen", "policies"].map(str::to_owned);
         let faults = if certificate.as_ref() == b"bad" { faults.to_vec() } else { Vec::new() };
         Ok(Response::new(InstallCaResponse { faults, cas: Vec::new() }))
+    }
+
+    /// An issuer whose log is empty, and not signed.
+    async fn read_log(&self, _: Request<ReadLogRequest>) -> Answer<ReadLogResponse> {
+        Err(Status::not_found("the log serves no checkpoint yet"))
     }
 
     async fn bundle(&self, _: Request<BundleRequest>) -> Answer<BundleResponse> {

@@ -7,9 +7,10 @@
 use tlog_tiles::HASH_SIZE;
 
 use super::checkpoint::{Checkpoint, CheckpointError, open_checkpoint};
-use super::entries::{BundleError, read_bundle};
+use super::entries::BundleError;
 use super::key::LogVerifier;
-use super::{TILE_WIDTH, TileId, Tree, bundle_path, leaf_hash};
+use super::served::{read, read_entries, read_tile};
+use super::{TILE_WIDTH, TileId, Tree, leaf_hash};
 
 /// What a log serves, by path: `checkpoint`, `tile/…`. The error says why it cannot be read.
 pub type Served<'a> = dyn FnMut(&str) -> Result<Vec<u8>, String> + 'a;
@@ -91,6 +92,16 @@ pub enum AuditError {
         /// Entries.
         size: u64,
     },
+    /// A tile, and those above it, do not lead to the checkpoint.
+    #[error(
+        "{path}: with the tiles above, it does not lead to the signed checkpoint: one of them was changed ({why})"
+    )]
+    Unproven {
+        /// Where it is.
+        path: String,
+        /// What the proof said.
+        why: String,
+    },
     /// Whoever looked at the entries found something wrong.
     #[error("entry {index}: {why}")]
     Content {
@@ -139,13 +150,9 @@ struct Auditor<'a, 'b> {
 
 impl Auditor<'_, '_> {
     fn bundle(&mut self, number: u64, show: &mut Entries<'_>) -> Result<(), AuditError> {
-        let id = TileId { level: 0, number };
-        let width = id.width_in(self.size);
-        let (tile_path, tile) = self.tile(id)?;
-        let (path, bundle, held) = self.partial_or_full(width, |width| bundle_path(number, width))?;
-        let bundled = read_bundle(&bundle, usize::from(held))
-            .map_err(|why| AuditError::Bundle { path: path.clone(), why })?;
-        for (entry, hash) in bundled.into_iter().zip(tile.chunks_exact(HASH_SIZE)) {
+        let (tile_path, tile) = self.tile(TileId { level: 0, number })?;
+        let (path, entries) = read_entries(self.served, number, self.size)?;
+        for (entry, hash) in entries.iter().zip(tile.chunks_exact(HASH_SIZE)) {
             let (index, leaf) = (self.tree.size(), leaf_hash(entry));
             if leaf.0 != hash {
                 return Err(AuditError::Entry { index, bundle: path, tile: tile_path });
@@ -191,35 +198,6 @@ impl Auditor<'_, '_> {
     }
 
     fn tile(&mut self, id: TileId) -> Result<(String, Vec<u8>), AuditError> {
-        let width = id.width_in(self.size);
-        let (path, mut tile, held) = self.partial_or_full(width, |width| id.path(width))?;
-        let expected = usize::from(held) * HASH_SIZE;
-        if tile.len() != expected {
-            return Err(AuditError::Width { path, expected, found: tile.len() });
-        }
-        tile.truncate(usize::from(width) * HASH_SIZE);
-        Ok((path, tile))
+        read_tile(self.served, id, self.size)
     }
-
-    /// A log may drop what is partial once it is full (tlog-tiles, "Partial tiles").
-    fn partial_or_full(
-        &mut self,
-        width: u16,
-        path: impl Fn(u16) -> String,
-    ) -> Result<(String, Vec<u8>, u16), AuditError> {
-        let partial = path(width);
-        match read(self.served, &partial) {
-            Ok(bytes) => Ok((partial, bytes, width)),
-            Err(error) if width < TILE_WIDTH => {
-                let full = path(TILE_WIDTH);
-                let bytes = read(self.served, &full).map_err(|_| error)?;
-                Ok((full, bytes, TILE_WIDTH))
-            }
-            Err(error) => Err(error),
-        }
-    }
-}
-
-fn read(served: &mut Served<'_>, path: &str) -> Result<Vec<u8>, AuditError> {
-    served(path).map_err(|why| AuditError::Unserved { path: path.to_owned(), why })
 }

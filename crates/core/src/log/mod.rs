@@ -2,7 +2,8 @@
 //!
 //! **In scope:** the tree and its tiles ([tlog-tiles](https://c2sp.org/tlog-tiles)), signed checkpoints
 //! ([tlog-checkpoint](https://c2sp.org/tlog-checkpoint), [signed-note](https://c2sp.org/signed-note), Ed25519),
-//! proofs of inclusion and consistency (RFC 6962 section 2.1), bundles of entries.
+//! proofs of inclusion and consistency (RFC 6962 section 2.1), bundles of entries; what records say to SIEMs and to
+//! monitors.
 //!
 //! **Not in scope:** where tiles are kept, and who serves them.
 //!
@@ -17,7 +18,12 @@ mod entries;
 mod facts;
 mod key;
 mod proof;
+mod reader;
+mod record;
+mod served;
+pub mod siem;
 mod tree;
+mod watch;
 
 pub use audit::{AuditError, Entries, Served, audit};
 pub use bundled::{KeptProofError, check_proof, write_proof};
@@ -29,8 +35,12 @@ pub use proof::{
     ProofError, Tiles, check_consistency, check_inclusion, consistency_tiles, inclusion_tiles,
     prove_consistency, prove_inclusion,
 };
+pub use reader::Reader;
+pub use record::{Record, RecordError, Unmet};
+pub use served::{PathError, ServedPath};
 pub use tlog_tiles::Hash;
 pub use tree::{FullTile, Tree, TreeError};
+pub use watch::{Expectations, Unexpected, Unlisted, Watch, WatchFault};
 
 /// Hashes in a full tile, and entries in a full bundle.
 pub const TILE_WIDTH: u16 = 256;

@@ -97,13 +97,23 @@ pub fn check_inclusion(
         .map_err(|_| ProofError::Wrong)
 }
 
+/// What tiles say that the root hash of the first `size` entries is. It is proven by nothing yet.
+pub(super) fn root_of_first(size: u64, tiles: &Tiles) -> Result<Hash, ProofError> {
+    let given = Given { tiles, missing: RefCell::default() };
+    tlog_tiles::tree_hash(size, &given).map_err(|_| given.why())
+}
+
 /// The tiles from which it can be proven that a tree of `old` entries is the beginning of one of `new`.
 ///
 /// # Errors
 /// The sizes allow none.
 pub fn consistency_tiles(new: u64, old: u64) -> Result<Vec<TileId>, ProofError> {
     in_order(old, new)?;
-    Ok(Recorder::run(|reader| drop(tlog_tiles::prove_tree(new, old, reader))))
+    Ok(Recorder::run(|reader| {
+        drop(tlog_tiles::prove_tree(new, old, reader));
+        // And what the older tree's root hash is made of.
+        drop(tlog_tiles::tree_hash(old, reader));
+    }))
 }
 
 /// Proves that the older checkpoint's tree is the beginning of the newer's. The proof is checked: what comes

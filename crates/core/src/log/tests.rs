@@ -2,6 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod reader;
+
 fn leaves(n: u64) -> impl Iterator<Item = Hash> {
     (0..n).map(|i| leaf_hash(format!("entry {i}").as_bytes()))
 }
@@ -390,6 +392,10 @@ impl Files {
     fn audit(&self, since: Option<&Checkpoint>) -> Result<Checkpoint, AuditError> {
         let mut served = |path: &str| self.0.get(path).cloned().ok_or_else(|| "not there".to_owned());
         audit(&mut served, &signer().1, since, &mut |_, _| Ok(()))
+    }
+
+    fn served(&self) -> impl FnMut(&str) -> Result<Vec<u8>, String> + '_ {
+        |path| self.0.get(path).cloned().ok_or_else(|| "not there".to_owned())
     }
 
     fn checkpoint(&self) -> Checkpoint {

@@ -220,4 +220,9 @@ fn the_log() {
     write("seeds/log_record/svid", svid.as_bytes());
     let attested = r#"{"v":1,"kind":"host-attestation","outcome":"attested","host":"a","ek_sha256":"e"}"#;
     write("seeds/log_record/attested", attested.as_bytes());
+    write("seeds/log_event/svid", svid.as_bytes());
+    let refused = r#"{"v":1,"at":1800000000,"kind":"svid","outcome":"refused","host":"a","agent":"a|b=c\\","reason":"line\nbreak \u0085","operator":"root","unmet":[{"code":"pcr-policy","detail":"PCR 7"}],"selectors":["unix:uid:0"]}"#;
+    write("seeds/log_event/refused", refused.as_bytes());
+    write("seeds/log_path/tile", b"tile/1/x001/273.p/112");
+    write("seeds/log_path/entries", b"tile/entries/000");
 }

@@ -3,6 +3,7 @@
 mod accept;
 mod admission;
 mod cas;
+mod log;
 mod service;
 mod show;
 mod socket;

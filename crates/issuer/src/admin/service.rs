@@ -381,6 +381,15 @@ impl Admin for AdminService {
         super::cas::install(&self.issuer, operator, request).await.map(Response::new)
     }
 
+    async fn read_log(
+        &self,
+        request: Request<wire::ReadLogRequest>,
+    ) -> Result<Response<wire::ReadLogResponse>, Status> {
+        let (_, request) = self.admit(request)?;
+        let content = super::log::read(self.issuer.store(), &request.path).await?;
+        Ok(Response::new(wire::ReadLogResponse { content: content.into() }))
+    }
+
     async fn bundle(
         &self,
         request: Request<wire::BundleRequest>,
