@@ -69,8 +69,9 @@ Examples:
     #[command(after_help = "\
 The key is made in the issuer's token, unless one waits for its certificate already. The request's subject and
 extensions are those that the certificate must have. With openssl, on the root's own machine:
-  openssl x509 -req -in enterprise.csr -CA root.pem -CAkey root.key -days 365 -copy_extensions copyall \\
-    -extfile <(printf 'authorityKeyIdentifier=keyid') -out enterprise.pem
+  openssl x509 -req -in enterprise.csr -CA root.pem -CAkey root.key -sha384 -days 365 -copy_extensions copyall \\
+    -extfile <(echo authorityKeyIdentifier=keyid) -out enterprise.pem
+(-sha384 for a root on P-384, -sha256 for one on P-256.)
 
 Example:
   hallmark ca csr enterprise > enterprise.csr")]

@@ -312,9 +312,14 @@ impl<'a> View<'a> {
     /// When the active issuing CA is due to be replaced; none while it is not, ever.
     pub fn issuing_due(&self, rules: &Rules) -> Option<i64> {
         let active = self.active()?;
-        // A CA cuts its leaves to its own end: it is replaced in time in any case.
+        let by_age = rules.issuing_after.map(|age| active.not_before.saturating_add(age));
+        // A CA cuts its leaves to its own end, so it is replaced in time in any case; not before half of its life, though,
+        // and not where the root's end is its own: the next one would have no more.
         let latest = active.not_after.saturating_sub(rules.longest_leaf.saturating_mul(2));
-        Some(rules.issuing_after.map_or(latest, |age| latest.min(active.not_before.saturating_add(age))))
+        let half = active.not_before.midpoint(active.not_after);
+        let gains = self.root().is_some_and(|root| root.not_after > active.not_after);
+        let by_end = gains.then(|| latest.max(half));
+        by_age.into_iter().chain(by_end).min()
     }
 
     /// When the present root is due to be replaced; none while it is not, ever.

@@ -263,6 +263,24 @@ fn an_issuing_ca_near_its_end_is_replaced_whatever_the_rules() {
 }
 
 #[test]
+fn cas_that_live_no_longer_than_their_leaves_are_not_replaced_without_end() {
+    // An issuing CA whose whole life is shorter than twice its leaves': replaced at half of it.
+    let mut world = World::new(Rules { issuing_after: None, root_after: None, ..RULES });
+    world.at(Role::Issuing, 1).not_after = world.now + LEAF;
+    world.pass(LEAF / 2 - 1);
+    assert_eq!(world.authorities.len(), 2);
+    world.pass(1);
+    assert_eq!(world.stage(Role::Issuing, 2), Stage::Active);
+    world.pass(1);
+    assert_eq!(world.authorities.iter().filter(|a| a.role == Role::Issuing).count(), 2);
+    // One that ends with its root: another would gain nothing.
+    let mut world = World::new(Rules { issuing_after: None, root_after: None, ..RULES });
+    world.at(Role::Issuing, 1).not_after = world.at(Role::Root, 1).not_after;
+    world.pass(3650 * DAY - 1);
+    assert_eq!(world.authorities.len(), 2);
+}
+
+#[test]
 fn a_root_is_shown_for_the_overlap_and_to_every_host_before_it_counts() {
     let mut world = World::new(Rules { issuing_after: None, ..RULES });
     world.pass(200 * DAY);

@@ -71,7 +71,7 @@ pub async fn install(
     root: Option<Vec<u8>>,
 ) -> Result<Result<Vec<Authority>, Vec<String>>, OrderError> {
     let _turn = begin(issuer).await?;
-    let stored = look(issuer).await?;
+    let stored = look(issuer, hierarchy).await?;
     let config = issuer.config();
     let own = config.issuer_id.to_string();
     let Some(waiting) = waiting(&stored, hierarchy, &own) else {
@@ -152,7 +152,7 @@ pub async fn install(
     writes.push(Write::Change(change));
     issuer.store().commit(writes).await?;
     tracing::info!(authority = certified.name(), %operator, "CA certificate installed");
-    Ok(Ok(look(issuer).await?))
+    Ok(Ok(look(issuer, hierarchy).await?))
 }
 
 fn waiting<'a>(stored: &'a [Authority], hierarchy: Hierarchy, own: &str) -> Option<&'a Authority> {

@@ -69,7 +69,7 @@ pub async fn rotate(
             "the roots are offline: `hallmark ca csr {hierarchy}`, have the root sign it, `hallmark ca install {hierarchy} FILE`"
         ));
     }
-    let stored = look(issuer).await?;
+    let stored = look(issuer, hierarchy).await?;
     let authorities = seen(&issuer.config(), &stored, hierarchy, |_| false);
     let view = View { authorities: &authorities, now: issuer.now(), hosts_have_bundle: true };
     let Some(present) = view.root() else {
@@ -90,7 +90,7 @@ pub async fn rotate(
         issuer.store().commit(vec![Write::Authority(Box::new(made)), Write::Record(record)]).await?;
     }
     tracing::info!(%hierarchy, root, %operator, "CA rotation ordered");
-    Ok(look(issuer).await?)
+    Ok(look(issuer, hierarchy).await?)
 }
 
 /// Taints an issuing CA (by default the one that signs), or a root with all that is under it. What takes its place signs
@@ -140,7 +140,7 @@ pub async fn taint(
         );
     }
     supplant(issuer, hierarchy, &tainted, Some(operator), reason).await?;
-    Ok(look(issuer).await?)
+    Ok(look(issuer, hierarchy).await?)
 }
 
 pub(super) async fn begin(issuer: &Arc<Issuer>) -> Result<crate::issuer::Turn, OrderError> {

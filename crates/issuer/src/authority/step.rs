@@ -1,14 +1,13 @@
 //! Carrying out what comes next, until nothing does; and putting in force what the store holds.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use hallmark_core::rotation::{Role, Stage, Step, View};
 use hallmark_core::tier::Hierarchy;
 use hallmark_core::x509::InfraRoots;
 
-use super::keys::Maker;
 use super::{load, order, rules, seen};
 use crate::admin::Operator;
 use crate::ca::InForce;
@@ -31,26 +30,37 @@ pub async fn run(issuer: Arc<Issuer>) {
     if issuer.token().is_none() {
         return;
     }
+    destroy_what_is_over(&issuer).await;
     let mut missing = Vec::new();
+    let mut stuck = Hierarchy::ALL.map(|hierarchy| (hierarchy, None));
     while !issuer.is_draining() {
         let again = {
             let turn = issuer.ca_turn().await;
-            let looked = look(&issuer).await;
-            drop(turn);
-            match looked {
-                Ok(stored) => {
-                    say_what_is_missing(&issuer, &mut missing);
-                    if stored.iter().all(is_at_rest) { IDLE } else { SOON }
+            let mut again = IDLE;
+            // One hierarchy that is stuck keeps no other from its steps.
+            for (hierarchy, not_before) in &mut stuck {
+                let hierarchy = *hierarchy;
+                if not_before.is_some_and(|at| Instant::now() < at) {
+                    continue;
                 }
-                Err(error) => {
-                    tracing::error!(
-                        error = format!("{error:#}"),
-                        again_s = RETRY.as_secs(),
-                        "a CA could not be rotated; what is in force stays in force"
-                    );
-                    RETRY
-                }
+                *not_before = None;
+                let wait = match look(&issuer, hierarchy).await {
+                    Ok(stored) if stored.iter().all(is_at_rest) => IDLE,
+                    Ok(_) => SOON,
+                    Err(error) => {
+                        tracing::error!(
+                            %hierarchy, error = format!("{error:#}"), again_s = RETRY.as_secs(),
+                            "a CA could not be rotated; what is in force stays in force"
+                        );
+                        *not_before = Some(Instant::now() + RETRY);
+                        RETRY
+                    }
+                };
+                again = again.min(wait);
             }
+            drop(turn);
+            say_what_is_missing(&issuer, &mut missing);
+            again
         };
         let _ = tokio::time::timeout(again, issuer.ca_wanted()).await;
     }
@@ -82,25 +92,23 @@ fn say_what_is_missing(issuer: &Issuer, before: &mut Vec<Hierarchy>) {
     }
 }
 
-/// Takes every step that is due now. The caller has the turn.
-pub(super) async fn look(issuer: &Arc<Issuer>) -> anyhow::Result<Vec<Authority>> {
+/// Takes every step that is due now in one hierarchy. The caller has the turn.
+pub(super) async fn look(issuer: &Arc<Issuer>, hierarchy: Hierarchy) -> anyhow::Result<Vec<Authority>> {
     let mut stored = refresh(issuer).await?;
-    for hierarchy in Hierarchy::ALL {
-        for _ in 0..STEPS {
-            settle(issuer, hierarchy, &stored).await?;
-            let step = {
-                let config = issuer.config();
-                let rules = rules(&config, hierarchy);
-                let in_force = issuer.ca().in_force();
-                let authorities = seen(&config, &stored, hierarchy, |g| is_in_use(&in_force, hierarchy, g));
-                let now = issuer.now();
-                let hosts_have_bundle = hosts_have(issuer, hierarchy, &authorities, now, rules.overlap);
-                View { authorities: &authorities, now, hosts_have_bundle }.next(&rules)
-            };
-            let Some(step) = step else { break };
-            take(issuer, hierarchy, step, &stored).await.with_context(|| format!("{hierarchy}: {step:?}"))?;
-            stored = refresh(issuer).await?;
-        }
+    for _ in 0..STEPS {
+        settle(issuer, hierarchy, &stored).await?;
+        let step = {
+            let config = issuer.config();
+            let rules = rules(&config, hierarchy);
+            let in_force = issuer.ca().in_force();
+            let authorities = seen(&config, &stored, hierarchy, |g| is_in_use(&in_force, hierarchy, g));
+            let now = issuer.now();
+            let hosts_have_bundle = hosts_have(issuer, hierarchy, &authorities, now, rules.overlap);
+            View { authorities: &authorities, now, hosts_have_bundle }.next(&rules)
+        };
+        let Some(step) = step else { break };
+        take(issuer, hierarchy, step, &stored).await.with_context(|| format!("{step:?}"))?;
+        stored = refresh(issuer).await?;
     }
     Ok(stored)
 }
@@ -220,29 +228,41 @@ async fn take(
 /// The CA is over in the store first; then its key is destroyed.
 async fn retire(issuer: &Arc<Issuer>, authority: &Authority, now: i64) -> anyhow::Result<()> {
     commit(issuer, vec![stage(authority, Stage::Retired, now)], vec![(authority, "retired")], None).await?;
-    let config = issuer.config();
-    if config.rotation.keep_keys || authority.key_label.is_empty() {
-        return Ok(());
+    destroy(issuer, authority).await;
+    Ok(())
+}
+
+/// How long after a CA was over its key is still looked for.
+const LOOKED_FOR: i64 = 30 * 24 * 3600;
+
+/// Keys of CAs that were over when an issuer ended before it had destroyed them.
+async fn destroy_what_is_over(issuer: &Arc<Issuer>) {
+    let Ok(stored) = issuer.store().authorities().await else { return };
+    let (own, since) = (issuer.config().issuer_id.to_string(), issuer.now().saturating_sub(LOOKED_FOR));
+    // A root is any issuer's to retire, and its token may be another: by hand, where that was cut short.
+    let of = |a: &&Authority| a.issuer == own && a.retired_at.is_some_and(|at| at > since);
+    for authority in stored.iter().filter(of) {
+        destroy(issuer, authority).await;
     }
-    let (issuer, role) = (issuer.clone(), authority.role);
-    let (label, name) = (authority.key_label.clone(), authority.name());
-    let destroyed = tokio::task::spawn_blocking(move || {
-        let Some(token) = issuer.token() else { return Ok(()) };
-        let maker = Maker { config: &config, trust_domain: issuer.trust_domain(), token };
-        let token = if role == Role::Root { maker.roots()? } else { token.clone() };
-        anyhow::Ok(token.destroy_key(&label)?)
-    })
-    .await?;
-    match destroyed {
-        Ok(()) => tracing::info!(authority = name, "key destroyed"),
-        Err(error) => tracing::error!(
-            authority = name,
+}
+
+async fn destroy(issuer: &Arc<Issuer>, authority: &Authority) {
+    if issuer.config().rotation.keep_keys || authority.key_label.is_empty() {
+        return;
+    }
+    let (label, role) = (authority.key_label.clone(), authority.role);
+    let destroyed = order::blocking(issuer, move |maker, _| {
+        let token = if role == Role::Root { maker.roots()? } else { maker.token.clone() };
+        Ok(token.destroy_key(&label)?)
+    });
+    if let Err(error) = destroyed.await {
+        tracing::error!(
+            authority = authority.name(),
             error = format!("{error:#}"),
             remedy = "remove the key from the token by hand",
             "the key of a CA that is over could not be destroyed"
-        ),
+        );
     }
-    Ok(())
 }
 
 /// Commits changes, each CA's with its record.
