@@ -21,12 +21,13 @@ use crate::output::{Output, Page, Present, word};
 /// record to the byte.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-With --file the export can be ended and begun again: it goes on where FILE.state says it is, and only if the log goes on
-from what it was then. Without it, records go to standard output, and what comes next to standard error.
+With --file the export can be ended and begun again: it goes on where FILE.state says it is, and
+only if the log goes on from what it was then. Without it, records go to standard output, and the
+next index to standard error.
 
 Examples:
   hallmark log export --file decisions.jsonl
-  hallmark log export https://log.example.org/issuer-1 --key \"$KEY\" --from 1000 --count 500 | jq .record.agent")]
+  hallmark log export https://log.example.org/issuer-1 --key \"$KEY\" --from 1000 | jq .record")]
 pub(crate) struct ExportArgs {
     #[command(flatten)]
     pub(super) log: LogArgs,

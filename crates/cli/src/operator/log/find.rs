@@ -17,7 +17,8 @@ use crate::output::{Output, Page, Present};
 /// signed checkpoint.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Times are written as 2026-01-31T12:00:00Z, as @ and the seconds since 1970, or as a span before now: 2h, 30days.
+Times are written as 2026-01-31T12:00:00Z, as @ and the seconds since 1970, or as a span before
+now: 2h, 30days.
 
 Exit code 0 when something was found, 1 when nothing was.
 

@@ -47,7 +47,7 @@ pub(crate) enum LogCommand {
     Prove(prove::ProveArgs),
     /// Check a proof that was kept: needs nobody (anyone)
     Check(prove::CheckArgs),
-    /// Verify a whole log, from its files: needs nobody (anyone)
+    /// Verify a whole log, from its files or a web server: needs nobody (anyone)
     Verify(verify::LogVerifyArgs),
 }
 

@@ -21,7 +21,8 @@ use crate::output::{Output, Page, Present, Tone, toned, word};
 /// Shows one record whole, verified against the log's signed checkpoint.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The issuer finds a serial number at once. In a directory or on a web server the whole log is read for it, from its end.
+The issuer finds a serial number at once. In a directory or on a web server the whole log is read
+for it, from its end.
 
 Examples:
   hallmark log show 1041

@@ -15,8 +15,9 @@ use crate::output::{Output, Page, Present};
 /// Shows the newest records, each verified against the log's signed checkpoint.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-With --follow each record comes on a line of its own as it is made (with --output json: a JSON document a line), until
-the command is ended, or the log turns out not to go on from what it was: exit code 1.
+With --follow each record comes on a line of its own as it is made (with --output json: a JSON
+document a line), until the command is ended, or the log turns out not to go on from what it was:
+exit code 1.
 
 Examples:
   hallmark log tail -f

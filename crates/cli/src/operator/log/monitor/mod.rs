@@ -25,18 +25,19 @@ use watched::Watched;
 /// or that stands still; records that contradict each other. It needs to read the logs, and nothing else.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The file says which logs there are and what is expected; deploy/example/monitor.toml shows all of it. Without a file,
-certificates are not looked at, and only the logs themselves are.
+The file says which logs there are and what is expected; deploy/example/monitor.toml shows all of
+it. Without a file the logs themselves are watched, and certificates are not looked at.
 
-Alerts go to standard error, where the journal takes them with their priority, and to the webhook as JSON by POST, each
-at least once. What was read is kept, with the log's own checkpoint, in the state directory: a log that shows another
-history later is found out, and both signed checkpoints are in the alert.
+Alerts go to standard error, where the journal takes them with their priority, and to the webhook
+as JSON by POST, each at least once. What was read is kept in the state directory, with the log's
+own checkpoint: a log that shows another history later is found out, and both signed checkpoints
+are in the alert.
 
 Exit code with --once: 0 without an alert, 1 with any.
 
 Examples:
   hallmark log monitor --config /etc/hallmark/monitor.toml
-  hallmark log monitor --once --state ./state --log a=https://log.example.org/issuer-1,$KEY_A --log b=./copy-of-b,$KEY_B")]
+  hallmark log monitor --once --state ./state --log a=https://log.example.org/issuer-1,$KEY")]
 pub(crate) struct MonitorArgs {
     /// TOML file: logs, expectations, webhook
     #[arg(long, value_name = "FILE")]

@@ -63,8 +63,9 @@ Receivers, and when a record counts as delivered:
   syslog+unix:///dev/log  the socket took it
   syslog+udp://HOST:PORT  it was sent: the network may lose it
 
-Formats: ocsf (schema 1.5.0: Authentication and Entity Management), cef (version 0), json (the record as it is in the
-log, with its index). Each event names the log and the record's index: one that comes twice is known by it.
+Formats: ocsf (schema 1.5.0: Authentication and Entity Management), cef (version 0), json (the
+record as it is in the log, with its index). Each event names the log and the record's index: one
+that comes twice is known by it.
 
 Examples:
   hallmark log stream --to syslog+tls://siem.example.org:6514 --state /var/lib/hallmark-stream/state
