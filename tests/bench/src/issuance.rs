@@ -155,6 +155,41 @@ async fn both(bed: &mut Bed, scale: usize) -> Result<(Measured, Measured)> {
     Ok((single, batch))
 }
 
+/// Batches of 64 over these beds' issuers at once, one host at all of them; how many were issued, and in how many
+/// seconds. `begun` is called when everything is ready, and what it gives comes back with the rest.
+pub(crate) async fn together<T>(
+    beds: &[&Bed],
+    calls: usize,
+    begun: impl FnOnce() -> Result<T>,
+) -> Result<(usize, f64, T)> {
+    let first = beds.first().context("no issuer")?;
+    first.apply(REGISTRATION)?;
+    let host = Rogue::joined(first, "web-01").await?;
+    let requests = Arc::new(requests(first)?);
+    let mut channels = Vec::new();
+    for place in 0..CONNECTIONS {
+        channels.push(host.connection(beds[place % beds.len()])?);
+    }
+    let (warm, left) = (Arc::new(AtomicUsize::new(2 * CONNECTIONS)), Arc::new(AtomicUsize::new(calls)));
+    let mut start = None;
+    let mut state = None;
+    let mut begun = Some(begun);
+    for left in [warm, left] {
+        if left.load(Ordering::Relaxed) == calls {
+            state = begun.take().map(|begun| begun()).transpose()?;
+            start = Some(Instant::now());
+        }
+        let workers = channels.iter().map(|channel| {
+            tokio::spawn(ask(IssuanceClient::new(channel.clone()), requests.clone(), left.clone(), BATCH))
+        });
+        for worker in try_join_all(workers).await? {
+            worker?;
+        }
+    }
+    let seconds = start.context("not begun")?.elapsed().as_secs_f64();
+    Ok((calls * BATCH, seconds, state.context("not begun")?))
+}
+
 /// Certificate requests of as many keys.
 fn requests(bed: &Bed) -> Result<Vec<Vec<u8>>> {
     let uri = format!("spiffe://{}/agent/mailbot", bed.trust_domain());

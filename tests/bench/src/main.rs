@@ -11,6 +11,7 @@
 
 mod agents;
 mod attestation;
+mod durable;
 mod issuance;
 mod parts;
 mod process;
@@ -62,6 +63,7 @@ enum Section {
     Attestation,
     Tpm,
     Agents,
+    Durable,
     Store,
 }
 
@@ -111,6 +113,10 @@ async fn measure(cli: &Cli) -> Result<Report> {
         say("agents");
         let mut bed = Bed::start(BedOptions::default())?;
         agents::measure(&mut bed, scale, &mut report)?;
+    }
+    if wanted(Section::Durable) {
+        say("durability: the store by itself, and two issuers on one PostgreSQL");
+        durable::measure(scale, &mut report).await?;
     }
     if wanted(Section::Store) {
         say("a store of ten million records (some minutes, and 10 GB for as long)");

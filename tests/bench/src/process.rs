@@ -15,6 +15,19 @@ pub(crate) fn cpu(pid: u32) -> Result<Duration> {
     Ok(Duration::from_millis(10 * (ticks(11)? + ticks(12)?)))
 }
 
+/// CPU time so far of a process and of everything it has begun.
+pub(crate) fn cpu_of_tree(pid: u32) -> Result<Duration> {
+    let mut sum = cpu(pid)?;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let children = std::fs::read_to_string(task?.path().join("children")).unwrap_or_default();
+        for child in children.split_whitespace().filter_map(|child| child.parse().ok()) {
+            // One that has ended meanwhile counts no more.
+            sum += cpu_of_tree(child).unwrap_or_default();
+        }
+    }
+    Ok(sum)
+}
+
 /// Resident memory of a process in MiB: now, and what of it is its own rather than files' pages.
 pub(crate) fn resident(pid: u32) -> Result<(f64, f64)> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;

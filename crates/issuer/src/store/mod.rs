@@ -9,6 +9,7 @@ mod authority;
 mod backup;
 mod change;
 mod copy;
+pub mod cost;
 mod db;
 mod live;
 mod log;
