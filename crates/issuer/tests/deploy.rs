@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use hallmark_issuer::config::{CaBackend, Config, Limits, Roots, Rotation, SecretSource};
+use hallmark_issuer::config::{CaBackend, Config, Limits, Roots, Rotation, SecretSource, StoreConfig};
 use hallmark_kit::softhsm::SoftHsm;
 use hallmark_telemetry::Endpoint;
 
@@ -133,4 +133,23 @@ fn a_refused_pin_has_an_exit_status_of_its_own() {
     std::fs::copy(hsm.pin_file(), &pin).unwrap();
     let made = init();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+/// What the comments offer of a shared store is sound, and the units pass its password on.
+#[test]
+fn example_offers_a_shared_store() {
+    let file = deploy("example/issuer.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(Config::parse(&file, &text).unwrap().store, StoreConfig::Sqlite);
+    let (before, table) = text.split_once("# [store]\n").unwrap();
+    let (table, after) = table.split_once("\n\n").unwrap();
+    let on = format!("{before}[store]\n{}\n\n{after}", table.replace("# ", ""));
+    let StoreConfig::Postgres(store) = Config::parse(&file, &on).unwrap().store else { panic!("not shared") };
+    assert_eq!(store.place(), "postgres://hallmark@db.example.org:5432/hallmark");
+    assert_eq!(store.password, Some(SecretSource::Credential("store-password".to_owned())));
+    for unit in ["hallmark-issuer.service", "hallmark-issuer-init.service"] {
+        let text = std::fs::read_to_string(deploy("systemd").join(unit)).unwrap();
+        let wanted = "LoadCredential=store-password:hallmark-issuer.store-password";
+        assert!(text.lines().any(|line| line == wanted), "{unit}");
+    }
 }

@@ -74,7 +74,10 @@ async fn a_store_that_is_lost_is_put_back_and_its_log_goes_on() -> Result<()> {
     }
     ensure!(!bed.path("data/hallmark.db").exists(), "a refused restore leaves nothing");
     let told = said(&bed, &["restore", "--from-log", &file])?;
-    ensure!(told.contains("after") && told.contains("late") && told.contains("Join tokens are void"), "{told}");
+    ensure!(
+        told.contains("after") && told.contains("late") && told.contains("Join tokens are void"),
+        "{told}"
+    );
 
     bed.start_issuer()?;
     ensure!(log_size(&bed)? > recorded_at_least, "the log goes on, and says that it was put back");

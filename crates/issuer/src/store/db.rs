@@ -83,12 +83,14 @@ impl Session {
     /// disk is full; sqlx counts on as if it had not, and takes the next transaction for a part of one that is never
     /// committed.
     pub(super) async fn discard(self) {
-        let closed = match self {
-            Session::Sqlite(connection) => connection.close().await,
-            Session::Postgres(connection) => connection.close().await,
-        };
-        if let Err(error) = closed {
-            tracing::debug!(%error, "a connection to the store was not closed well");
+        match self {
+            Session::Sqlite(connection) => {
+                if let Err(error) = connection.close().await {
+                    tracing::debug!(%error, "a connection to the store was not closed well");
+                }
+            }
+            // No farewell: a network that swallows everything would have us wait for it.
+            Session::Postgres(connection) => drop(connection.detach()),
         }
     }
 }

@@ -23,8 +23,8 @@ mod writer;
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hallmark_core::id::{AgentName, HostId, IssuerId};
@@ -42,7 +42,7 @@ pub use open::Location;
 pub use regain::{Regained, ToDo};
 pub use rows::{AllowedEk, HostRow, InstanceRow, RecordRow, RegistrationRow, Revocation, TrustDomainRow};
 pub use shared::Heard;
-use shared::{Ear, Observer};
+use shared::{Delivery, Ear};
 use write::{After, Request};
 pub use write::{Ended, Ending, Issue, JoinTokenSpend, Recorded, Stays, Who, Write, WriteOutcome};
 use writer::{Parts, Writer};
@@ -221,7 +221,7 @@ pub struct Store {
     signer: LogSigner,
     live: Arc<Live>,
     epochs: Arc<AtomicU64>,
-    observer: Arc<OnceLock<Observer>>,
+    news: Arc<Delivery>,
     writes: mpsc::Sender<Request>,
 }
 
@@ -276,10 +276,10 @@ impl Opened {
             live: Arc::default(),
             // 0 is where a host stands at the start.
             epochs: Arc::new(AtomicU64::new(1)),
-            observer: Arc::default(),
+            news: Arc::default(),
             writes,
         };
-        let ear = Ear::new(store.epochs.clone(), store.observer.clone());
+        let ear = Ear::new(store.epochs.clone(), store.news.clone());
         let parts = Parts {
             issuer: self.issuer.clone(),
             db: self.writer,
@@ -348,8 +348,7 @@ impl Store {
 
     /// Has `observer` take in what other issuers change, from here on; called once.
     pub fn observe(&self, observer: impl Fn(&Heard) + Send + Sync + 'static) {
-        // A second observer would be a second issuer in one process.
-        let _ = self.observer.set(Box::new(observer));
+        self.news.observe(Box::new(observer));
     }
 
     /// A number that no host's standing has had in this process.

@@ -11,7 +11,7 @@
 use std::collections::BTreeSet;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hallmark_core::id::{AgentName, HostId, InstanceId, IssuerId};
 use hallmark_core::tier::Tier;
@@ -81,8 +81,30 @@ pub(super) struct Ear {
     /// Changes up to this one are taken in.
     heard: i64,
     epochs: Arc<AtomicU64>,
-    observer: Arc<OnceLock<Observer>>,
-    undelivered: Arc<std::sync::Mutex<Vec<Heard>>>,
+    news: Arc<Delivery>,
+}
+
+/// Hands what is heard to the issuer, once there is one.
+#[derive(Default)]
+pub(super) struct Delivery(Mutex<(Option<Observer>, Vec<Heard>)>);
+
+impl Delivery {
+    /// From here on `observer` takes it in, and what was heard before it.
+    pub(super) fn observe(&self, observer: Observer) {
+        let mut to = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for heard in to.1.drain(..) {
+            observer(&heard);
+        }
+        to.0 = Some(observer);
+    }
+
+    fn hand(&self, heard: Heard) {
+        let mut to = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &to.0 {
+            Some(observer) => observer(&heard),
+            None => to.1.push(heard),
+        }
+    }
 }
 
 impl std::fmt::Debug for Ear {
@@ -92,8 +114,8 @@ impl std::fmt::Debug for Ear {
 }
 
 impl Ear {
-    pub(super) fn new(epochs: Arc<AtomicU64>, observer: Arc<OnceLock<Observer>>) -> Self {
-        Self { heard: 0, epochs, observer, undelivered: Arc::default() }
+    pub(super) fn new(epochs: Arc<AtomicU64>, news: Arc<Delivery>) -> Self {
+        Self { heard: 0, epochs, news }
     }
 
     /// Everything up to now is read from the tables themselves.
@@ -159,47 +181,25 @@ impl Ear {
             Heard::Authorities => authority::tainted(tx).await?,
             _ => Vec::new(),
         };
-        self.deliver(&heard);
+        let picture = Picture::of(&heard)?;
+        self.news.hand(heard);
         let mut live = live.lock();
-        match &heard {
-            Heard::Host { host_id, epoch, .. } => {
-                live.turn(host_id.clone(), *epoch);
+        match picture {
+            Picture::Host(host, epoch) => {
+                live.turn(host, epoch);
             }
-            Heard::Registrations { rows, .. } => {
-                let mut all = Vec::with_capacity(rows.len());
-                for row in rows {
-                    all.push((
-                        AgentName::from_str(&row.agent).map_err(unreadable("registrations"))?,
-                        row.revision,
-                    ));
-                }
-                live.register_all(all);
-            }
-            Heard::Ended(ended) => {
-                let at = unix_now();
-                live.end(ended.instance, ended.agent.clone(), ended.host.clone(), ended.tier, at);
+            Picture::Registrations(all) => live.register_all(all),
+            Picture::Ended(ended) => {
+                live.end(ended.instance, ended.agent, ended.host, ended.tier, unix_now());
             }
             // What a tainted CA signed and is not recorded yet never is.
-            Heard::Authorities => {
+            Picture::Authorities => {
                 for (tier, ca) in tainted {
                     live.taint(tier, ca);
                 }
             }
         }
-        drop(live);
-        if self.observer.get().is_none() {
-            self.undelivered.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(heard);
-        }
         Ok(())
-    }
-
-    fn deliver(&self, heard: &Heard) {
-        let Some(observer) = self.observer.get() else { return };
-        let mut earlier = self.undelivered.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        for heard in earlier.drain(..) {
-            observer(&heard);
-        }
-        observer(heard);
     }
 
     /// Writes down for others what this commit changes, and wakes them when it is durable. The lock is held alone.
@@ -234,6 +234,31 @@ impl Ear {
     /// own came to be hears of it like the others.
     pub(super) fn told(&mut self, told: Told) {
         self.heard = told.0;
+    }
+}
+
+/// What of it decisions are held against.
+enum Picture {
+    Host(HostId, u64),
+    Registrations(Vec<(AgentName, u64)>),
+    Ended(Ended),
+    Authorities,
+}
+
+impl Picture {
+    fn of(heard: &Heard) -> Result<Self, StoreError> {
+        Ok(match heard {
+            Heard::Host { host_id, epoch, .. } => Self::Host(host_id.clone(), *epoch),
+            Heard::Registrations { rows, .. } => {
+                let revision = |row: &RegistrationRow| {
+                    let agent = AgentName::from_str(&row.agent).map_err(unreadable("registrations"))?;
+                    Ok::<_, StoreError>((agent, row.revision))
+                };
+                Self::Registrations(rows.iter().map(revision).collect::<Result<_, _>>()?)
+            }
+            Heard::Ended(ended) => Self::Ended(ended.clone()),
+            Heard::Authorities => Self::Authorities,
+        })
     }
 }
 

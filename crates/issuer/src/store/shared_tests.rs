@@ -229,6 +229,15 @@ async fn a_decision_upon_a_standing_that_is_no_more_is_refused() {
     assert_eq!(a.hosts().await.unwrap()[0].standing, "{\"b\":2}");
 }
 
+#[tokio::test]
+async fn what_is_heard_before_there_is_an_issuer_is_told_once_there_is() {
+    let Pair { a, b, .. } = &pair().await;
+    a.commit(registered(1)).await.unwrap();
+    caught_up(b).await;
+    let told = listening(b);
+    assert_eq!(*told.lock().unwrap(), ["registrations 1: 1"]);
+}
+
 /// What an issuer's memory was told, in words.
 fn listening(store: &Store) -> Arc<Mutex<Vec<String>>> {
     let told: Arc<Mutex<Vec<String>>> = Arc::default();

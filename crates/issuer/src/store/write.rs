@@ -145,8 +145,7 @@ impl Write {
             | Write::Issue(_)
             | Write::Stands { .. }
             | Write::Turn { .. }
-            | Write::Heartbeat { .. }
-            | Write::Purge { .. } => false,
+            | Write::Heartbeat { .. } => false,
             Write::TrustDomain(_)
             | Write::Authority(_)
             | Write::Change(_)
@@ -160,7 +159,9 @@ impl Write {
             | Write::Registration { .. }
             | Write::RemoveRegistration { .. }
             | Write::RegistrationSet { .. }
-            | Write::End(_) => true,
+            | Write::End(_)
+            // Two that drop the same rows at once would wait for each other.
+            | Write::Purge { .. } => true,
         }
     }
 }
