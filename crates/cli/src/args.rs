@@ -130,6 +130,12 @@ pub(crate) enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Write the manual pages, one for each subcommand (for packages)
+    #[command(hide = true)]
+    ManPages {
+        /// Where to: a directory
+        directory: PathBuf,
+    },
 }
 
 #[cfg(test)]

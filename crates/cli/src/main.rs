@@ -67,5 +67,8 @@ async fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
             output.raw(&script)?;
             Ok(0)
         }
+        Command::ManPages { directory } => clap_mangen::generate_to(Cli::command(), &directory)
+            .map(|()| 0)
+            .map_err(|error| Failure::refused(format!("cannot write to {}: {error}", directory.display()))),
     }
 }

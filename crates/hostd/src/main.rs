@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use hallmark_hostd::config::Config;
 use hallmark_hostd::{daemon, logging};
 use hallmark_hsm::{EXIT_PIN_REFUSED, HsmError};
@@ -49,6 +49,12 @@ enum Command {
         #[arg(long, default_value = "/etc/hallmark/hostd.toml")]
         config: PathBuf,
     },
+    /// Writes the manual pages, one for each subcommand, for packages.
+    #[command(hide = true)]
+    ManPages {
+        /// Where to: a directory.
+        directory: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -56,6 +62,8 @@ fn main() -> ExitCode {
         Command::Run { config } => run(&config),
         Command::Ek { config } => ek(&config),
         Command::CheckConfig { config } => check(&config),
+        Command::ManPages { directory } => clap_mangen::generate_to(Cli::command(), &directory)
+            .with_context(|| format!("writing to {}", directory.display())),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use hallmark_hsm::{EXIT_PIN_REFUSED, HsmError};
 use hallmark_issuer::backup::{self, Newer};
 use hallmark_issuer::config::Config;
@@ -91,6 +91,12 @@ enum Command {
         #[command(subcommand)]
         command: EkRootsCommand,
     },
+    /// Write the manual pages, one for each subcommand, for packages.
+    #[command(hide = true)]
+    ManPages {
+        /// Where to: a directory.
+        directory: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
@@ -168,6 +174,8 @@ fn command(command: Command) -> anyhow::Result<()> {
         Command::EkRoots { command: EkRootsCommand::List { config } } => {
             ek_roots::list(&Config::load(&config)?)
         }
+        Command::ManPages { directory } => clap_mangen::generate_to(Cli::command(), &directory)
+            .with_context(|| format!("writing to {}", directory.display())),
     }
 }
 

@@ -31,7 +31,7 @@ fn example_agrees_with_the_units() {
     }
     // Changing the socket's group takes a system call that the unit denies; its directory gives it instead.
     assert_eq!(config.admin.group, None);
-    let tmpfiles = std::fs::read_to_string(deploy("tmpfiles.d/hallmark.conf")).unwrap();
+    let tmpfiles = std::fs::read_to_string(deploy("tmpfiles.d/hallmark-issuer.conf")).unwrap();
     let [group] = config.admin.groups.as_slice() else { panic!("{:?}", config.admin.groups) };
     assert!(tmpfiles.contains(&format!("d {run} 2750 hallmark-issuer {group} -")));
     let roots = config.attestation.ek_roots.unwrap();

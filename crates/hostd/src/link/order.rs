@@ -33,7 +33,7 @@ impl Order {
     pub(super) fn next(&mut self) -> bool {
         self.trial = None;
         self.turn += 1;
-        self.turn % self.endpoints.len().max(1) == 0
+        self.turn.is_multiple_of(self.endpoints.len().max(1))
     }
 
     /// Time to attest again: a good moment to look whether the first one is back.
