@@ -46,8 +46,8 @@ pub use tlog_tiles::Hash;
 pub use tree::{FullTile, Tree, TreeError};
 pub use watch::{Expectations, Unexpected, Unlisted, Watch, WatchFault};
 pub use witness::{
-    AnswerError, Cosignature, Cosigned, MAX_ANSWER, MAX_WITNESSES, Quorum, QuorumError, Trust, WitnessVerifier,
-    Witnessed, add_checkpoint, read_size,
+    AnswerError, Cosignature, Cosigned, MAX_ANSWER, MAX_WITNESSES, Quorum, QuorumError, Trust,
+    WitnessVerifier, Witnessed, add_checkpoint, read_size,
 };
 
 /// Hashes in a full tile, and entries in a full bundle.

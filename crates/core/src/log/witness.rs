@@ -223,8 +223,7 @@ impl Cosigned {
         witnesses: &[WitnessVerifier],
     ) -> Result<Self, CheckpointError> {
         let (note, own, checkpoint) = open_note(signed, log)?;
-        let mut cosigned =
-            Self { checkpoint, text: note.text().to_vec(), own, cosignatures: Vec::new() };
+        let mut cosigned = Self { checkpoint, text: note.text().to_vec(), own, cosignatures: Vec::new() };
         for signature in signatures(signed) {
             let Some(witness) = witnesses.iter().find(|witness| witness.claims(&signature)) else { continue };
             let verified = witness.cosignature(&cosigned.text, &signature);
@@ -299,8 +298,7 @@ impl Cosigned {
     /// # Errors
     /// Too few have.
     pub fn reaches(&self, quorum: &Quorum) -> Result<Witnessed, CheckpointError> {
-        let missing: Vec<_> =
-            quorum.witnesses.iter().filter(|witness| self.of(witness).is_none()).collect();
+        let missing: Vec<_> = quorum.witnesses.iter().filter(|witness| self.of(witness).is_none()).collect();
         let found = quorum.witnesses.len() - missing.len();
         if found < quorum.needed {
             return Err(CheckpointError::Quorum {
