@@ -61,7 +61,7 @@ macro_rules! smoke {
 
 smoke! {
     agent_info capability chain crl csr ek_certificate ek_roots event_log host_evidence key_evidence
-    log_bundle log_checkpoint log_event log_path log_proof log_record log_verifier refresh registration registration_json selector spiffe_id tpm_attest tpm_public tpm_signature
+    log_bundle log_checkpoint log_cosigned log_event log_path log_proof log_record log_verifier refresh registration registration_json selector spiffe_id tpm_attest tpm_public tpm_signature witness_answer
 }
 
 /// A target that is left out of one list is fuzzed by nobody.

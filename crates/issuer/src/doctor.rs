@@ -47,6 +47,41 @@ pub async fn examine(issuer: &Arc<Issuer>) -> Vec<Check> {
     checks.push(clock(issuer).await);
     checks.extend(files(issuer));
     checks.extend(attestation(issuer));
+    checks.extend(witnesses(issuer));
+    checks
+}
+
+/// Whether enough of the log's witnesses cosign, and each of them.
+fn witnesses(issuer: &Issuer) -> Vec<Check> {
+    let Some(witnessing) = issuer.store().witnessing() else { return Vec::new() };
+    let board = witnessing.board().clone();
+    let (all, needed) = (board.len(), witnessing.needed());
+    let well = board.iter().filter(|standing| standing.problem.is_none()).count();
+    let found = format!("{well} of {all} cosign, {needed} are needed");
+    let mut checks = vec![if well >= needed {
+        ok("witnesses", found)
+    } else if witnessing.is_required() {
+        failure("witnesses", found, "nothing is released until enough of them cosign (witness.required)")
+    } else {
+        warning("witnesses", found, "auditors who demand the quorum refuse the log's newest checkpoints")
+    }];
+    let now = issuer.now();
+    for standing in board {
+        let name = format!("witness.{}", standing.name);
+        let age = now - i64::try_from(standing.at).unwrap_or(now);
+        let last = match standing.size {
+            0 => "it has cosigned nothing yet".to_owned(),
+            size => format!("it cosigned {size} entries {age} s ago"),
+        };
+        checks.push(match standing.problem {
+            None => ok(&name, last),
+            Some(problem) => failure(
+                &name,
+                format!("{problem}; {last}"),
+                "it is asked again without end; the issuer's log has each change of its answer",
+            ),
+        });
+    }
     checks
 }
 

@@ -32,6 +32,7 @@ pub mod status;
 pub mod store;
 pub mod tiles;
 pub mod token;
+pub mod witness;
 
 /// Lower-case hexadecimal digits. `hex::encode` goes by way of characters; a record has 250 digits of these.
 pub(crate) fn hex(bytes: impl AsRef<[u8]>) -> String {

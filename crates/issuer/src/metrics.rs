@@ -63,6 +63,9 @@ pub struct Metrics {
     queue: Gauge,
     log_entries: Gauge,
     log_published: Gauge,
+    log_witnessed: Gauge,
+    witness_answers: Counters<1>,
+    unwitnessed: Counter,
     store_errors: Counters<1>,
     traceparents_refused: Counters<1>,
 }
@@ -89,6 +92,35 @@ impl Proving {
         match self {
             Proving::Attest => "attest",
             Proving::Refresh => "refresh",
+        }
+    }
+}
+
+/// What a witness answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WitnessAnswer {
+    /// Its cosignature.
+    Cosigned,
+    /// It saw another history of this log, or a longer one.
+    Fork,
+    /// It does not know this log, or its key.
+    Refused,
+    /// Something else than the protocol has.
+    Malformed,
+    /// Nothing, or that it cannot now.
+    Away,
+}
+
+impl WitnessAnswer {
+    const ALL: [Self; 5] = [Self::Cosigned, Self::Fork, Self::Refused, Self::Malformed, Self::Away];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Cosigned => "cosigned",
+            Self::Fork => "fork",
+            Self::Refused => "refused",
+            Self::Malformed => "malformed",
+            Self::Away => "away",
         }
     }
 }
@@ -120,6 +152,9 @@ impl Metrics {
             queue: Gauge::default(),
             log_entries: Gauge::default(),
             log_published: Gauge::default(),
+            log_witnessed: Gauge::default(),
+            witness_answers: Family::default(),
+            unwitnessed: Counter::default(),
             store_errors: Family::default(),
             traceparents_refused: Family::default(),
         };
@@ -155,6 +190,9 @@ impl Metrics {
         }
         for error in ["database", "log", "other"] {
             drop(self.store_errors.get_or_create(&[("error", error)]));
+        }
+        for answer in WitnessAnswer::ALL {
+            drop(self.witness_answers.get_or_create(&[("answer", answer.as_str())]));
         }
         for reason in TraceParentError::CODES {
             drop(self.traceparents_refused.get_or_create(&[("reason", reason)]));
@@ -225,6 +263,12 @@ impl Metrics {
         to.register("log_entries", "Entries of this issuer's log", self.log_entries.clone());
         let help = "Entries that the log in files covers";
         to.register("log_published_entries", help, self.log_published.clone());
+        let help = "Entries under the newest checkpoint that has its quorum of witnesses";
+        to.register("log_witnessed_entries", help, self.log_witnessed.clone());
+        let help = "Answers of witnesses; a fork says that the witness saw another history of this log";
+        to.register("witness_answers", help, self.witness_answers.clone());
+        let help = "Requests not answered because the witnesses required did not cosign in time";
+        to.register("unwitnessed", help, self.unwitnessed.clone());
     }
 
     /// A credential was released, on a standing of this age in seconds.
@@ -308,6 +352,21 @@ impl Metrics {
         self.log_published.set(i64::try_from(entries).unwrap_or(i64::MAX));
     }
 
+    /// A checkpoint of so many entries has its quorum.
+    pub fn witnessed(&self, entries: u64) {
+        self.log_witnessed.set(i64::try_from(entries).unwrap_or(i64::MAX));
+    }
+
+    /// A witness has answered, or has not.
+    pub fn witness_answered(&self, answer: WitnessAnswer) {
+        self.witness_answers.get_or_create(&[("answer", answer.as_str())]).inc();
+    }
+
+    /// Somebody was not answered because the witnesses did not cosign in time.
+    pub fn unwitnessed(&self) {
+        self.unwitnessed.inc();
+    }
+
     /// A traceparent was passed over.
     pub fn traceparent_refused(&self, why: TraceParentError) {
         self.traceparents_refused.get_or_create(&[("reason", why.code())]).inc();
@@ -318,6 +377,8 @@ impl Metrics {
         let error = match error {
             // A refusal, and no failure.
             StoreError::Conflict(_) => return,
+            // Counted where it happens.
+            StoreError::Unwitnessed => return,
             StoreError::Database(_) => "database",
             StoreError::Log(_) => "log",
             _ => "other",
@@ -365,6 +426,7 @@ impl Collector for Now {
             None,
             live,
         )?;
+        witnesses(&mut to, &issuer)?;
         let unsent = traces::unsent() as f64;
         counter(&mut to, "spans_unsent", "Spans that could not be sent to the collector", None, unsent)?;
         let cas = authorities(&issuer);
@@ -373,6 +435,27 @@ impl Collector for Now {
         let not_after = ("ca_not_after_timestamp", "End of a CA certificate's validity, since 1970");
         of_authorities(&mut to, not_after, cas.iter().map(|ca| (ca.hierarchy, ca.role, ca.not_after)))
     }
+}
+
+/// How far each witness is, by its name in the configuration.
+fn witnesses(to: &mut DescriptorEncoder<'_>, issuer: &Issuer) -> Result<(), fmt::Error> {
+    let Some(witnessing) = issuer.store().witnessing() else { return Ok(()) };
+    let board = witnessing.board().clone();
+    let help = "Entries at the last checkpoint that the witness cosigned.";
+    let mut family = to.encode_descriptor("witness_cosigned_entries", help, None, MetricType::Gauge)?;
+    for standing in &board {
+        let labels = [("witness", standing.name.as_str())];
+        let size = i64::try_from(standing.size).unwrap_or(i64::MAX);
+        ConstGauge::new(size).encode(family.encode_family(&labels)?)?;
+    }
+    let (name, help) = ("witness_cosigned_timestamp", "When that was, by the witness's clock, since 1970.");
+    let mut family = to.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Gauge)?;
+    for standing in &board {
+        let labels = [("witness", standing.name.as_str())];
+        let at = i64::try_from(standing.at).unwrap_or(i64::MAX);
+        ConstGauge::new(at).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
 }
 
 struct Authority {

@@ -31,7 +31,8 @@ use crate::logging::LogLevel;
 use crate::metrics::metrics;
 use crate::record::{Kind, Record};
 use crate::server::HostServices;
-use crate::store::{Change, Store, Write, unix_now};
+use crate::store::{Change, Store, Witnessing, Write, unix_now};
+use crate::witness::Witnesses;
 use crate::{authority, crl, ek_roots, flow, init, tiles, token};
 
 /// Lifetime of the issuer's own server certificate; renewed at half.
@@ -157,6 +158,14 @@ async fn start(config: Config, dev: bool) -> anyhow::Result<(Arc<Issuer>, Arc<Sw
     tracing::info!(verifier = %signer.verifier(), "log");
     let store = store.write_with(signer).await?;
     let tree = tiles::Tree::open(config.log_dir(), &store).await?;
+    let store = match &config.witness {
+        Some(witness) => {
+            let (witnesses, store) = Witnesses::new(witness, store, tree.note())?;
+            tokio::spawn(witnesses.run());
+            store
+        }
+        None => store,
+    };
     let in_force = match &token {
         Some(token) => authority::in_force(&config, &store.authorities().await?, token, &InForce::default())?,
         None => authority::in_memory(&config, &row, unix_now())?,
@@ -168,11 +177,16 @@ async fn start(config: Config, dev: bool) -> anyhow::Result<(Arc<Issuer>, Arc<Sw
     let issuer = Issuer::start(config, row, store, ca, ek_roots, token).await?;
     let identity = SwappableCert::new();
     // With an offline root there may be nothing to show yet: hosts' handshakes are refused until there is.
-    if issuer.ca().in_force().active(Hierarchy::Infrastructure).is_some() {
+    // So they are until the witnesses have seen it, where that is required (`renew_own`).
+    if signs_for_itself(&issuer) && !issuer.store().witnessing().is_some_and(Witnessing::is_required) {
         let (chain, key) = own_credential(&issuer).await?;
         identity.set(chain, key)?;
     }
     Ok((issuer, identity, tree))
+}
+
+fn signs_for_itself(issuer: &Issuer) -> bool {
+    issuer.ca().in_force().active(Hierarchy::Infrastructure).is_some()
 }
 
 fn warn_of_what_is_weak(config: &Config, lab: bool, software: bool) {
@@ -193,7 +207,8 @@ fn warn_of_what_is_weak(config: &Config, lab: bool, software: bool) {
 
 type Credential = (Vec<CertificateDer<'static>>, Arc<dyn rustls::sign::SigningKey>);
 
-/// A fresh key in memory, certified by the infrastructure CA, recorded before it is used.
+/// A fresh key in memory, certified by the infrastructure CA, recorded and, where that is required, witnessed before it
+/// is used.
 async fn own_credential(issuer: &Arc<Issuer>) -> anyhow::Result<Credential> {
     let random = aws_lc_rs::rand::SystemRandom::new();
     let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &random)
@@ -217,14 +232,17 @@ async fn own_credential(issuer: &Arc<Issuer>) -> anyhow::Result<Credential> {
     }
     .entry(now, Kind::IssuerSvid, "issued", Some(*leaf.serial().as_bytes()));
     let signed = Change::Signed { generation: leaf.ca(), not_after: leaf.not_after() };
-    issuer.store().commit(vec![Write::Change(signed), Write::Record(entry)]).await?;
+    let made = issuer.store().commit(vec![Write::Change(signed), Write::Record(entry)]).await?;
+    issuer.store().release_whenever(made.records).await;
     let chain = [leaf.der(), leaf.issuing_der()].map(|der| CertificateDer::from(der.to_vec())).to_vec();
     let key = tls::software_key(&pkcs8)?;
     Ok((chain, key))
 }
 
 async fn renew_own(issuer: Arc<Issuer>, identity: Arc<SwappableCert>) {
-    let mut wait = OWN_SVID_LIFETIME / 2;
+    let made =
+        !issuer.store().witnessing().is_some_and(Witnessing::is_required) || !signs_for_itself(&issuer);
+    let mut wait = if made { OWN_SVID_LIFETIME / 2 } else { Duration::ZERO };
     loop {
         // At half of its life, or as soon as another CA signs.
         let _ = tokio::time::timeout(wait, issuer.own_wanted()).await;
@@ -330,6 +348,7 @@ impl Reloaded {
             ("admin.mode", new.admin.mode != old.admin.mode),
             ("admin.group", new.admin.group != old.admin.group),
             ("crl.url", new.crl_url != old.crl_url),
+            ("witness", new.witness != old.witness),
             ("metrics", new.metrics != old.metrics),
             ("traces", new.traces != old.traces),
         ];

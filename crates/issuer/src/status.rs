@@ -28,6 +28,11 @@ pub fn disabled() -> Status {
 
 /// What a host is told when the store failed: try again, nothing was released.
 pub fn store(error: &StoreError) -> Status {
+    if let StoreError::Unwitnessed = error {
+        return Status::unavailable(
+            "too few witnesses have seen the record in time; nothing was released: try again",
+        );
+    }
     tracing::error!(%error, "store failed");
     metrics().store_error(error);
     Status::unavailable("the issuer's store is not available; nothing was released")
@@ -38,6 +43,7 @@ pub fn admin(error: &StoreError) -> Status {
     metrics().store_error(error);
     match error {
         StoreError::Conflict(conflict) => Status::failed_precondition(conflict.to_string()),
+        StoreError::Unwitnessed => Status::unavailable(error.to_string()),
         other => Status::internal(other.to_string()),
     }
 }

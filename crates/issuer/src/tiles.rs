@@ -1,8 +1,9 @@
 //! The log in files, as C2SP's tlog-tiles serves it: any web server on the directory will do, and
 //! `hallmark log verify` reads it as it is.
 //!
-//! What the store holds is the log; the files follow it, at most a second behind. The checkpoint is written
-//! last: whoever has read it finds all that it covers.
+//! What the store holds is the log; the files follow it, at most a second behind; with witnesses, as soon as those have
+//! answered, and where their quorum is required, as soon as it is there. The checkpoint is written last: whoever has read
+//! it finds all that it covers.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +28,8 @@ const EVERY: Duration = Duration::from_secs(1);
 pub struct Tree {
     dir: PathBuf,
     published: u64,
+    /// The checkpoint as it was written.
+    note: Vec<u8>,
 }
 
 impl Tree {
@@ -36,17 +39,20 @@ impl Tree {
     /// The store holds less than was published, or something else: it is an old copy that was put back, or was
     /// changed.
     pub async fn open(dir: PathBuf, store: &Store) -> anyhow::Result<Self> {
-        let published = match tokio::fs::read(dir.join("checkpoint")).await {
-            Ok(note) => open_checkpoint(&note, store.log_verifier()),
+        let (note, published) = match tokio::fs::read(dir.join("checkpoint")).await {
+            Ok(note) => {
+                let published = open_checkpoint(&note, store.log_verifier());
+                (note, published)
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Self { dir, published: 0 });
+                return Ok(Self { dir, published: 0, note: Vec::new() });
             }
             Err(error) => return Err(error).with_context(|| dir.join("checkpoint").display().to_string()),
         };
         match published {
             Ok(published) => {
                 goes_on(store, &published, &dir).await?;
-                Ok(Self { dir, published: published.size })
+                Ok(Self { dir, published: published.size, note })
             }
             Err(error) if store.log_signer().lasts() => bail!(
                 "{}: {error}. If it was damaged, or is another log's, move {} away: it is written anew",
@@ -56,9 +62,14 @@ impl Tree {
             Err(error) => {
                 // With `--dev` each start has another key.
                 tracing::warn!(%error, dir = %dir.display(), "the log in files is not this log's: it is written anew");
-                Ok(Self { dir, published: 0 })
+                Ok(Self { dir, published: 0, note: Vec::new() })
             }
         }
+    }
+
+    /// The checkpoint that was written before, with the cosignatures that it had; empty if there is none.
+    pub fn note(&self) -> &[u8] {
+        &self.note
     }
 
     /// Writes what is new, until the issuer drains.
@@ -75,9 +86,14 @@ impl Tree {
     }
 
     async fn publish(&mut self, store: &Store) -> anyhow::Result<()> {
-        let Some((checkpoint, note)) = store.checkpoint().await? else { return Ok(()) };
+        let newest = match store.witnessing() {
+            None => store.checkpoint().await?,
+            Some(witnessing) => witnessing.shown().map(|shown| (shown.checkpoint, shown.note.clone())),
+        };
+        let Some((checkpoint, note)) = newest else { return Ok(()) };
         let (old, new) = (self.published, checkpoint.size);
-        if new == old && old > 0 {
+        // What is there already stays, unless witnesses have added to it.
+        if new < old || note == self.note {
             return Ok(());
         }
         let width = u64::from(TILE_WIDTH);
@@ -93,8 +109,8 @@ impl Tree {
             let tile = store.log_tile(*id, new).await?;
             self.write(&id.path(id.width_in(new)), tile).await?;
         }
-        self.write("checkpoint", note).await?;
-        self.published = new;
+        self.write("checkpoint", note.clone()).await?;
+        (self.published, self.note) = (new, note);
         metrics().published(new);
         for id in changed {
             self.drop_narrower(id, new).await;

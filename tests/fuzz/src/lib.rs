@@ -33,6 +33,7 @@ pub const ALL: &[(&str, Target)] = &[
     ("key_evidence", evidence::key_evidence),
     ("log_bundle", log::log_bundle),
     ("log_checkpoint", log::log_checkpoint),
+    ("log_cosigned", log::log_cosigned),
     ("log_event", log::log_event),
     ("log_path", log::log_path),
     ("log_proof", log::log_proof),
@@ -46,4 +47,5 @@ pub const ALL: &[(&str, Target)] = &[
     ("tpm_attest", evidence::tpm_attest),
     ("tpm_public", evidence::tpm_public),
     ("tpm_signature", evidence::tpm_signature),
+    ("witness_answer", log::witness_answer),
 ];

@@ -2,8 +2,8 @@
 
 use hallmark_core::log::siem::{Event, Form, Origin};
 use hallmark_core::log::{
-    Facts, LogKey, LogName, LogVerifier, Record, ServedPath, SoftwareLogKey, bundle, check_proof,
-    open_checkpoint, read_bundle,
+    Accepts, Cosigned, Facts, LogKey, LogName, LogVerifier, Quorum, Record, ServedPath, SoftwareLogKey,
+    Trust, WitnessVerifier, bundle, check_proof, open_checkpoint, read_bundle, read_size,
 };
 
 /// The entry that the proofs among the seeds are of, and the log's size and its index there.
@@ -23,6 +23,44 @@ pub fn log_checkpoint(data: &[u8]) -> bool {
     assert_eq!(checkpoint.size, SIZE);
     assert!(data.starts_with(b"log.example.org/issuer-1\n300\n"));
     true
+}
+
+/// The witnesses of the seeds, of which both have cosigned, and when.
+fn witnesses() -> Vec<WitnessVerifier> {
+    let witness = |n: u8| {
+        let key = SoftwareLogKey::from_seed(&[n; 32]).expect("32 bytes");
+        WitnessVerifier::new(format!("witness.example/w{n}").parse().expect("a name"), key.public())
+    };
+    vec![witness(21), witness(22)]
+}
+const COSIGNED_AT: u64 = 1_679_315_147;
+
+/// A checkpoint has its quorum only with the text that log and witnesses signed, and is written as it is read.
+pub fn log_cosigned(data: &[u8]) -> bool {
+    let log = key().1;
+    let quorum = Quorum::new(witnesses(), 2).expect("two of two");
+    let Ok(checkpoint) = (Trust { log: log.clone(), quorum }).open(data) else { return false };
+    assert_eq!(checkpoint.size, SIZE);
+    assert!(data.starts_with(b"log.example.org/issuer-1\n300\n"));
+    let cosigned = Cosigned::open(data, &log, &witnesses()).expect("opened before");
+    assert!(cosigned.cosignatures().iter().all(|cosignature| cosignature.at() == COSIGNED_AT));
+    let again = Cosigned::open(&cosigned.note(), &log, &witnesses()).expect("its own note");
+    assert_eq!((again.cosignatures(), again.note()), (cosigned.cosignatures(), cosigned.note()));
+    true
+}
+
+/// A witness's answer is its cosignature of this checkpoint, or a size as it is written.
+pub fn witness_answer(data: &[u8]) -> bool {
+    const NOTE: &[u8] = include_bytes!("../seeds/log_checkpoint/signed");
+    if let Some(size) = read_size(data) {
+        assert_eq!(format!("{size}\n").as_bytes(), data);
+        return true;
+    }
+    let mut cosigned = Cosigned::open(NOTE, &key().1, &[]).expect("a checkpoint");
+    let taken = cosigned.take(&witnesses()[0], data).map(|cosignature| cosignature.at());
+    assert_eq!(cosigned.cosignatures().len(), usize::from(taken.is_ok()));
+    assert!(taken.is_err() || taken == Ok(COSIGNED_AT));
+    taken.is_ok()
 }
 
 /// A proof is accepted only for the entry and the place that the log has.

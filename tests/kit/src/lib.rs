@@ -9,3 +9,4 @@ pub mod pki;
 pub mod postgres;
 pub mod softhsm;
 pub mod swtpm;
+pub mod witness;

@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use hallmark_proto::admin::{StatusRequest, StatusResponse};
+use hallmark_proto::admin::{StatusRequest, StatusResponse, WitnessesStatus};
 use serde::Serialize;
 
 use super::ca::CaView;
 use crate::admin::{connect, failed};
 use crate::failure::Failure;
 use crate::moment::{Moment, now};
-use crate::output::{Output, Page, Present, Tone, toned, word};
+use crate::output::{Output, Page, Present, Tone, Word, toned, word};
 
 pub(crate) async fn run(admin: &Path, output: &Output) -> Result<u8, Failure> {
     let status = connect(admin).await?.status(StatusRequest {}).await.map_err(failed)?.into_inner();
@@ -38,6 +38,8 @@ struct StatusView {
     registrations_revision: u64,
     log_size: u64,
     log_verifier: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    witnesses: Option<WitnessesView>,
     cas: Vec<CaView>,
 }
 
@@ -63,6 +65,7 @@ impl From<StatusResponse> for StatusView {
             registrations_revision: s.registrations_revision,
             log_size: s.log_size,
             log_verifier: s.log_verifier,
+            witnesses: s.witnesses.map(WitnessesView::from),
             cas: s.cas.into_iter().map(CaView::from).collect(),
         }
     }
@@ -100,9 +103,84 @@ impl Present for StatusView {
             ),
             ("log", word(format!("{} entries, key {}", self.log_size, self.log_verifier))),
         ]);
+        if let Some(witnesses) = &self.witnesses {
+            page.facts(&[("witnesses", witnesses.word())]);
+            page.gap();
+            let rows = witnesses.at.iter().map(|witness| witness.row(now)).collect();
+            page.table(&["witness", "cosigned", "when", "state"], rows, "No witness.");
+        }
         page.gap();
         page.table(&CaView::HEADER, self.cas.iter().map(|ca| ca.row(now)).collect(), "No CA.");
         self.warnings(page);
+    }
+}
+
+/// The log's witnesses.
+#[derive(Serialize)]
+struct WitnessesView {
+    quorum: u32,
+    required: bool,
+    published_size: u64,
+    witnessed: bool,
+    at: Vec<WitnessView>,
+}
+
+#[derive(Serialize)]
+struct WitnessView {
+    name: String,
+    url: String,
+    cosigned_size: u64,
+    cosigned_at: Moment,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    problem: String,
+}
+
+impl From<WitnessesStatus> for WitnessesView {
+    fn from(s: WitnessesStatus) -> Self {
+        let at = s.at.into_iter().map(|w| WitnessView {
+            name: w.name,
+            url: w.url,
+            cosigned_size: w.cosigned_size,
+            cosigned_at: Moment(w.cosigned_at),
+            problem: w.problem,
+        });
+        Self {
+            quorum: s.quorum,
+            required: s.required,
+            published_size: s.published_size,
+            witnessed: s.witnessed,
+            at: at.collect(),
+        }
+    }
+}
+
+impl WitnessesView {
+    fn word(&self) -> Word {
+        let required = if self.required { ", required" } else { "" };
+        let (tone, quorum) = match self.witnessed {
+            true => (Tone::Good, "has its quorum"),
+            false => (Tone::Bad, "lacks its quorum"),
+        };
+        let Self { quorum: needed, published_size: size, .. } = self;
+        let of = self.at.len();
+        toned(
+            tone,
+            format!("{needed} of {of}{required}; the published checkpoint of {size} entries {quorum}"),
+        )
+    }
+}
+
+impl WitnessView {
+    fn row(&self, now: i64) -> Vec<Word> {
+        let state = match self.problem.as_str() {
+            "" => toned(Tone::Good, "cosigns"),
+            problem => toned(Tone::Bad, problem),
+        };
+        let (size, at) = match self.cosigned_size {
+            0 => (word("-"), word("-")),
+            size => (word(format!("{size} entries")), word(Moment::text(self.cosigned_at, now))),
+        };
+        vec![word(&self.name), size, at, state]
     }
 }
 

@@ -6,9 +6,8 @@
 
 use tlog_tiles::HASH_SIZE;
 
-use super::checkpoint::{Checkpoint, CheckpointError, open_checkpoint};
+use super::checkpoint::{Accepts, Checkpoint, CheckpointError};
 use super::entries::BundleError;
-use super::key::LogVerifier;
 use super::served::{read, read_entries, read_tile};
 use super::{TILE_WIDTH, TileId, Tree, leaf_hash};
 
@@ -112,19 +111,19 @@ pub enum AuditError {
     },
 }
 
-/// Verifies a log as it is served, and that it goes on from an earlier checkpoint if there is one. Gives the
+/// Verifies a log as it is served, with a checkpoint that `trust` accepts, and that it goes on from an earlier checkpoint if there is one. Gives the
 /// checkpoint that it holds up to.
 ///
 /// # Errors
 /// The first thing that is wrong.
 pub fn audit(
     served: &mut Served<'_>,
-    verifier: &LogVerifier,
+    trust: &dyn Accepts,
     since: Option<&Checkpoint>,
     entries: &mut Entries<'_>,
 ) -> Result<Checkpoint, AuditError> {
     let note = read(served, "checkpoint")?;
-    let checkpoint = open_checkpoint(&note, verifier)?;
+    let checkpoint = trust.open(&note)?;
     let size = checkpoint.size;
     if let Some(then) = since.map(|since| since.size).filter(|then| *then > size) {
         return Err(AuditError::RolledBack { then, now: size });

@@ -5,8 +5,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use tlog_tiles::Hash;
 
-use super::checkpoint::{Checkpoint, CheckpointError, MAX_CHECKPOINT, open_checkpoint};
-use super::key::LogVerifier;
+use super::checkpoint::{Accepts, Checkpoint, CheckpointError, MAX_CHECKPOINT};
 use super::leaf_hash;
 use super::proof::{ProofError, check_inclusion};
 
@@ -39,15 +38,15 @@ pub fn write_proof(index: u64, proof: &[Hash], checkpoint: &[u8]) -> Vec<u8> {
     [text.as_bytes(), checkpoint].concat()
 }
 
-/// Verifies that the log had this entry when it signed the proof's checkpoint. Gives the entry's index and the
-/// checkpoint.
+/// Verifies that the log had this entry when it signed the proof's checkpoint, which `trust` must accept. Gives the
+/// entry's index and the checkpoint.
 ///
 /// # Errors
-/// The text is none, the checkpoint is not the log's, or the log did not have the entry.
+/// The text is none, the checkpoint is not accepted, or the log did not have the entry.
 pub fn check_proof(
     text: &[u8],
     entry: &[u8],
-    verifier: &LogVerifier,
+    trust: &dyn Accepts,
 ) -> Result<(u64, Checkpoint), KeptProofError> {
     if text.len() > MAX {
         return Err(KeptProofError::Form("it is too long"));
@@ -65,7 +64,7 @@ pub fn check_proof(
     let hash = |line| -> Option<Hash> { Some(Hash(BASE64_STANDARD.decode(line).ok()?.try_into().ok()?)) };
     let proof: Option<Vec<Hash>> = lines.map(hash).collect();
     let proof = proof.ok_or(KeptProofError::Form("one of its hashes is none"))?;
-    let checkpoint = open_checkpoint(note.as_bytes(), verifier)?;
+    let checkpoint = trust.open(note.as_bytes())?;
     check_inclusion(&checkpoint, index, leaf_hash(entry), &proof)?;
     Ok((index, checkpoint))
 }

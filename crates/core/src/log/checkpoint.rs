@@ -49,6 +49,27 @@ pub enum CheckpointError {
     /// Its text is no checkpoint.
     #[error("the note is signed, but its text is no checkpoint (c2sp.org/tlog-checkpoint)")]
     Text,
+    /// A cosignature that claims to be a witness's is none.
+    #[error("the checkpoint's cosignature by the witness {witness} is false")]
+    FalseCosignature {
+        /// The witness's name.
+        witness: String,
+    },
+    /// Too few of the witnesses have cosigned it.
+    #[error(
+        "the checkpoint of {size} entries lacks its quorum: {found} of the {needed} witnesses needed have cosigned it; not {}",
+        missing.join(", ")
+    )]
+    Quorum {
+        /// Entries at the checkpoint.
+        size: u64,
+        /// How many must have.
+        needed: usize,
+        /// How many have.
+        found: usize,
+        /// Names of those that have not.
+        missing: Vec<String>,
+    },
     /// It is another log's.
     #[error("the checkpoint is of the log {found:?}, not of {expected:?}")]
     Origin {
@@ -81,25 +102,53 @@ pub fn sign_checkpoint(
     Ok(Note::new(&text, &[signature]).map_err(|e| bug(&e))?.to_bytes())
 }
 
+/// What decides whether a signed checkpoint counts: a log's key alone, or that and a quorum of witnesses
+/// ([`Trust`](super::Trust)).
+pub trait Accepts {
+    /// Reads a signed checkpoint and verifies what it must carry.
+    ///
+    /// # Errors
+    /// It counts for nothing.
+    fn open(&self, signed: &[u8]) -> Result<Checkpoint, CheckpointError>;
+}
+
+impl Accepts for LogVerifier {
+    fn open(&self, signed: &[u8]) -> Result<Checkpoint, CheckpointError> {
+        open_checkpoint(signed, self)
+    }
+}
+
 /// Reads a signed checkpoint and verifies the log's signature. Others, as of witnesses, are not looked at.
 ///
 /// # Errors
 /// It is malformed, not signed by this log, or of another.
 pub fn open_checkpoint(signed: &[u8], verifier: &LogVerifier) -> Result<Checkpoint, CheckpointError> {
+    open_note(signed, verifier).map(|(_, _, checkpoint)| checkpoint)
+}
+
+/// As [`open_checkpoint`]; also the note, and the log's own signature on it.
+pub(super) fn open_note(
+    signed: &[u8],
+    verifier: &LogVerifier,
+) -> Result<(Note, Signature, Checkpoint), CheckpointError> {
     if signed.len() > MAX_CHECKPOINT {
         return Err(CheckpointError::TooLong { found: signed.len() });
     }
     let note = Note::from_bytes(signed).map_err(|e| CheckpointError::Note { why: e.to_string() })?;
     let name = || verifier.name().to_string();
-    note.verify(&VerifierList::new(vec![Box::new(verifier.clone())])).map_err(|e| match e {
-        NoteError::UnverifiedNote => CheckpointError::Unsigned { name: name(), id: verifier.id() },
+    let unsigned = || CheckpointError::Unsigned { name: name(), id: verifier.id() };
+    let verified = note.verify(&VerifierList::new(vec![Box::new(verifier.clone())]));
+    let (own, _) = verified.map_err(|e| match e {
+        NoteError::UnverifiedNote => unsigned(),
         NoteError::InvalidSignature { .. } => CheckpointError::Forged { name: name() },
         other => CheckpointError::Note { why: other.to_string() },
     })?;
+    let own = own.into_iter().next().ok_or_else(unsigned)?;
     let checkpoint = tlog_tiles::Checkpoint::from_bytes(note.text()).map_err(|_| CheckpointError::Text)?;
     if checkpoint.origin() != verifier.name().as_str() {
         let found = checkpoint.origin().chars().take(255).collect();
         return Err(CheckpointError::Origin { expected: name(), found });
     }
-    Ok(Checkpoint { size: checkpoint.size(), root: *checkpoint.hash() })
+    let checkpoint = Checkpoint { size: checkpoint.size(), root: *checkpoint.hash() };
+    Ok((note, own, checkpoint))
 }

@@ -1,4 +1,4 @@
-//! A log's name and key: Ed25519, in the textual form of signed notes.
+//! Names and keys of logs and of witnesses: Ed25519, in the textual form of signed notes.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,8 +7,10 @@ use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublic
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
-/// The signature type of Ed25519 (signed-note, "Signature types").
+/// The signature type of Ed25519 (signed-note, "Signature types"): a log's.
 const ALG_ED25519: u8 = 1;
+/// That of Ed25519 with a time (tlog-cosignature, "Format"): a witness's.
+pub(super) const ALG_COSIGNATURE: u8 = 4;
 
 /// The origin of a log's checkpoints, and the name of its key: a URL without its scheme, as in
 /// `log.example.org/issuer-1`. Not empty, without spaces and plus signs, at most 255 bytes.
@@ -19,14 +21,18 @@ pub struct LogName(String);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VerifierError {
     /// Not a name.
-    #[error("a log's name has 1 to 255 bytes and neither spaces, control characters nor plus signs")]
+    #[error("a key's name has 1 to 255 bytes and neither spaces, control characters nor plus signs")]
     Name,
     /// Not a verifier key.
     #[error("a verifier key reads NAME+8 hex digits in lower case+base64")]
     Form,
     /// Another algorithm.
-    #[error("the verifier key is of signature type {found}; Ed25519 is {ALG_ED25519}")]
+    #[error(
+        "the verifier key is of signature type {found}, not {expected}: a log's is {ALG_ED25519} (Ed25519), a witness's {ALG_COSIGNATURE} (cosignature/v1)"
+    )]
     Algorithm {
+        /// The type that it should be of.
+        expected: u8,
         /// The type.
         found: u8,
     },
@@ -91,7 +97,7 @@ pub struct LogVerifier {
 impl LogVerifier {
     /// Of a name and a public key.
     pub fn new(name: LogName, key: [u8; 32]) -> Self {
-        let id = signed_note::key_id(name.as_str(), &encoded(&key));
+        let id = id(&name, ALG_ED25519, &key);
         Self { name, id, key }
     }
 
@@ -121,17 +127,22 @@ impl signed_note::Verifier for LogVerifier {
     }
 
     fn verify(&self, message: &[u8], signature: &[u8]) -> bool {
-        UnparsedPublicKey::new(&ED25519, self.key).verify(message, signature).is_ok()
+        is_signed(&self.key, message, signature)
     }
 }
 
-fn encoded(key: &[u8; 32]) -> Vec<u8> {
-    [&[ALG_ED25519], key.as_slice()].concat()
+/// Whether this is the key's Ed25519 signature of the message.
+pub(super) fn is_signed(key: &[u8; 32], message: &[u8], signature: &[u8]) -> bool {
+    UnparsedPublicKey::new(&ED25519, key).verify(message, signature).is_ok()
+}
+
+fn encoded(algorithm: u8, key: &[u8; 32]) -> Vec<u8> {
+    [&[algorithm], key.as_slice()].concat()
 }
 
 impl fmt::Display for LogVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}+{:08x}+{}", self.name, self.id, BASE64_STANDARD.encode(encoded(&self.key)))
+        write(f, &self.name, ALG_ED25519, &self.key)
     }
 }
 
@@ -139,26 +150,48 @@ impl FromStr for LogVerifier {
     type Err = VerifierError;
 
     fn from_str(text: &str) -> Result<Self, VerifierError> {
-        let mut parts = text.splitn(3, '+');
-        let (Some(name), Some(id), Some(key)) = (parts.next(), parts.next(), parts.next()) else {
-            return Err(VerifierError::Form);
-        };
-        let name: LogName = name.parse()?;
-        if id.len() != 8 || !id.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(VerifierError::Form);
-        }
-        let found = u32::from_str_radix(id, 16).map_err(|_| VerifierError::Form)?;
-        let key = BASE64_STANDARD.decode(key).map_err(|_| VerifierError::Form)?;
-        let (&algorithm, key) = key.split_first().ok_or(VerifierError::Form)?;
-        if algorithm != ALG_ED25519 {
-            return Err(VerifierError::Algorithm { found: algorithm });
-        }
-        let verifier = Self::new(name, key.try_into().map_err(|_| VerifierError::Form)?);
-        if verifier.id != found {
-            return Err(VerifierError::Id { expected: verifier.id, found });
-        }
-        // One key, one text.
-        if verifier.to_string() == text { Ok(verifier) } else { Err(VerifierError::Form) }
+        let (name, key) = parse(text, ALG_ED25519)?;
+        Ok(Self::new(name, key))
+    }
+}
+
+/// The id of a key of this name and signature type.
+pub(super) fn id(name: &LogName, algorithm: u8, key: &[u8; 32]) -> u32 {
+    signed_note::key_id(name.as_str(), &encoded(algorithm, key))
+}
+
+/// A verifier key's text (signed-note, "Verifier keys").
+pub(super) fn write(
+    f: &mut fmt::Formatter<'_>,
+    name: &LogName,
+    algorithm: u8,
+    key: &[u8; 32],
+) -> fmt::Result {
+    let encoded = BASE64_STANDARD.encode(encoded(algorithm, key));
+    write!(f, "{name}+{:08x}+{encoded}", id(name, algorithm, key))
+}
+
+/// Reads a verifier key of this signature type.
+pub(super) fn parse(text: &str, algorithm: u8) -> Result<(LogName, [u8; 32]), VerifierError> {
+    let mut parts = text.splitn(3, '+');
+    let (Some(name), Some(digits), Some(key)) = (parts.next(), parts.next(), parts.next()) else {
+        return Err(VerifierError::Form);
+    };
+    let name: LogName = name.parse()?;
+    // One key, one text.
+    if digits.len() != 8 || !digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        return Err(VerifierError::Form);
+    }
+    let found = u32::from_str_radix(digits, 16).map_err(|_| VerifierError::Form)?;
+    let key = BASE64_STANDARD.decode(key).map_err(|_| VerifierError::Form)?;
+    let (&of, key) = key.split_first().ok_or(VerifierError::Form)?;
+    if of != algorithm {
+        return Err(VerifierError::Algorithm { expected: algorithm, found: of });
+    }
+    let key = key.try_into().map_err(|_| VerifierError::Form)?;
+    match id(&name, algorithm, &key) {
+        expected if expected == found => Ok((name, key)),
+        expected => Err(VerifierError::Id { expected, found }),
     }
 }
 

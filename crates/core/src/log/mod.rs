@@ -2,10 +2,11 @@
 //!
 //! **In scope:** the tree and its tiles ([tlog-tiles](https://c2sp.org/tlog-tiles)), signed checkpoints
 //! ([tlog-checkpoint](https://c2sp.org/tlog-checkpoint), [signed-note](https://c2sp.org/signed-note), Ed25519),
-//! proofs of inclusion and consistency (RFC 6962 section 2.1), bundles of entries; what records say to SIEMs and to
-//! monitors.
+//! proofs of inclusion and consistency (RFC 6962 section 2.1), bundles of entries; cosignatures of witnesses and their
+//! quorum ([tlog-cosignature](https://c2sp.org/tlog-cosignature), [tlog-witness](https://c2sp.org/tlog-witness)); what
+//! records say to SIEMs and to monitors.
 //!
-//! **Not in scope:** where tiles are kept, and who serves them.
+//! **Not in scope:** where tiles are kept, who serves them, and how witnesses are reached.
 //!
 //! A log is identified by its name, which is the origin of its checkpoints and the name of its key, and by that
 //! key. Of two checkpoints with the same name and key, one must be a prefix of the other: whoever shows two that
@@ -24,16 +25,19 @@ mod served;
 pub mod siem;
 mod tree;
 mod watch;
+mod witness;
 
 pub use audit::{AuditError, Entries, Served, audit};
 pub use bundled::{KeptProofError, check_proof, write_proof};
-pub use checkpoint::{Checkpoint, CheckpointError, MAX_CHECKPOINT, open_checkpoint, sign_checkpoint};
+pub use checkpoint::{
+    Accepts, Checkpoint, CheckpointError, MAX_CHECKPOINT, open_checkpoint, sign_checkpoint,
+};
 pub use entries::{BundleError, MAX_ENTRY, bundle, read_bundle};
 pub use facts::{Contradiction, Facts};
 pub use key::{LogKey, LogKeyError, LogName, LogVerifier, SoftwareLogKey, VerifierError};
 pub use proof::{
     ProofError, Tiles, check_consistency, check_inclusion, consistency_tiles, inclusion_tiles,
-    prove_consistency, prove_inclusion,
+    prove_consistency, prove_growth, prove_inclusion,
 };
 pub use reader::Reader;
 pub use record::{Record, RecordError, Unmet};
@@ -41,6 +45,10 @@ pub use served::{PathError, ServedPath};
 pub use tlog_tiles::Hash;
 pub use tree::{FullTile, Tree, TreeError};
 pub use watch::{Expectations, Unexpected, Unlisted, Watch, WatchFault};
+pub use witness::{
+    AnswerError, Cosignature, Cosigned, MAX_ANSWER, MAX_WITNESSES, Quorum, QuorumError, Trust,
+    WitnessVerifier, Witnessed, add_checkpoint, read_size,
+};
 
 /// Hashes in a full tile, and entries in a full bundle.
 pub const TILE_WIDTH: u16 = 256;

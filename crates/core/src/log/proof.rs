@@ -129,6 +129,19 @@ pub fn prove_consistency(new: &Checkpoint, old: &Checkpoint, tiles: &Tiles) -> R
     Ok(proof)
 }
 
+/// As [`prove_consistency`] with a checkpoint of which only its size is known: proves the first `old` entries of the
+/// newer checkpoint's tree, whatever their root hash is.
+///
+/// # Errors
+/// As [`prove_consistency`].
+pub fn prove_growth(new: &Checkpoint, old: u64, tiles: &Tiles) -> Result<Vec<Hash>, ProofError> {
+    in_order(old, new.size)?;
+    if old == new.size {
+        return Ok(Vec::new());
+    }
+    prove_consistency(new, &Checkpoint { size: old, root: root_of_first(old, tiles)? }, tiles)
+}
+
 /// Whether `proof` shows that the older checkpoint's tree is the beginning of the newer's.
 ///
 /// # Errors

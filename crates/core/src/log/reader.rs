@@ -10,8 +10,7 @@ use std::collections::BTreeMap;
 use tlog_tiles::{HASH_SIZE, Hash};
 
 use super::audit::{AuditError, Served};
-use super::checkpoint::{Checkpoint, open_checkpoint};
-use super::key::LogVerifier;
+use super::checkpoint::{Accepts, Checkpoint};
 use super::proof::{
     Tiles, consistency_tiles, inclusion_tiles, prove_consistency, prove_inclusion, root_of_first,
 };
@@ -31,13 +30,13 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Reads the checkpoint and verifies its signature.
+    /// Reads the checkpoint, which `trust` must accept.
     ///
     /// # Errors
-    /// There is none, or it is not this log's.
-    pub fn open(served: &mut Served<'_>, verifier: &LogVerifier) -> Result<Self, AuditError> {
+    /// There is none, or it counts for nothing.
+    pub fn open(served: &mut Served<'_>, trust: &dyn Accepts) -> Result<Self, AuditError> {
         let note = read(served, "checkpoint")?;
-        let checkpoint = open_checkpoint(&note, verifier)?;
+        let checkpoint = trust.open(&note)?;
         Ok(Self { checkpoint, note, kept: BTreeMap::new() })
     }
 

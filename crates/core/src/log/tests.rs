@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 mod reader;
+mod witness;
 
 fn leaves(n: u64) -> impl Iterator<Item = Hash> {
     (0..n).map(|i| leaf_hash(format!("entry {i}").as_bytes()))

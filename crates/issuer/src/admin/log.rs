@@ -4,7 +4,7 @@ use hallmark_core::log::{ServedPath, TILE_WIDTH, bundle};
 use tonic::Status;
 
 use crate::status;
-use crate::store::Store;
+use crate::store::{Store, Witnessing};
 
 /// What the log serves under this path.
 pub(super) async fn read(store: &Store, path: &str) -> Result<Vec<u8>, Status> {
@@ -15,7 +15,10 @@ pub(super) async fn read(store: &Store, path: &str) -> Result<Vec<u8>, Status> {
     let (checkpoint, note) = newest.ok_or_else(none)?;
     let size = path.entries().filter(|size| *size <= checkpoint.size).ok_or_else(none)?;
     match path {
-        ServedPath::Checkpoint => Ok(note),
+        // With witnesses, the newest that is published: it has their cosignatures.
+        ServedPath::Checkpoint => {
+            Ok(store.witnessing().and_then(Witnessing::shown).map_or(note, |shown| shown.note.clone()))
+        }
         ServedPath::Tile(id, _) => store.log_tile(id, size).await.map_err(|e| status::admin(&e)),
         ServedPath::Entries(number, _) => {
             let from = number * u64::from(TILE_WIDTH);

@@ -98,6 +98,7 @@ impl Admin for AdminService {
             registrations_revision: registry.revision,
             log_size: log.map_or(0, |(checkpoint, _)| checkpoint.size),
             log_verifier: issuer.store().log_verifier().to_string(),
+            witnesses: issuer.store().witnessing().map(super::show::witnesses),
         }))
     }
 

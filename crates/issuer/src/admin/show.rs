@@ -7,7 +7,7 @@ use hallmark_proto::admin as wire;
 
 use crate::authority;
 use crate::issuer::Issuer;
-use crate::store::{Authority, InstanceRow};
+use crate::store::{Authority, InstanceRow, Witnessing};
 
 pub(super) fn pending(allowed: &crate::store::AllowedEk) -> wire::Host {
     wire::Host {
@@ -131,4 +131,24 @@ pub(crate) fn ca_status(hierarchy: Hierarchy, kind: &str, der: &[u8], key: &str)
         out.not_after = certificate.validity().not_after.timestamp();
     }
     out
+}
+
+/// The log's witnesses, and what each last said.
+pub(super) fn witnesses(witnessing: &Witnessing) -> wire::WitnessesStatus {
+    let shown = witnessing.shown();
+    let board = witnessing.board().clone();
+    let at = board.into_iter().map(|standing| wire::WitnessStatus {
+        name: standing.name,
+        url: standing.url,
+        cosigned_size: standing.size,
+        cosigned_at: i64::try_from(standing.at).unwrap_or(i64::MAX),
+        problem: standing.problem.unwrap_or_default(),
+    });
+    wire::WitnessesStatus {
+        quorum: u32::try_from(witnessing.needed()).unwrap_or(u32::MAX),
+        required: witnessing.is_required(),
+        published_size: shown.as_ref().map_or(0, |shown| shown.checkpoint.size),
+        witnessed: shown.is_some_and(|shown| shown.witnessed),
+        at: at.collect(),
+    }
 }

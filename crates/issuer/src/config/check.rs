@@ -107,6 +107,7 @@ impl Faults {
         }
         let limits = self.limits(raw.limits);
         let store = self.store(raw.store, &raw.issuer_id, ca.as_ref());
+        let witness = self.witness(raw.witness);
         let metrics = raw.metrics.check(&mut |key, problem| self.note(key, problem));
         let traces = raw.traces.check(&mut |key, problem| self.note(key, problem));
         Some(Config {
@@ -128,6 +129,7 @@ impl Faults {
             attestation,
             crl_url: raw.crl.url,
             limits,
+            witness,
             metrics,
             traces,
             log_format: raw.log.format.unwrap_or(LogFormat::Text),

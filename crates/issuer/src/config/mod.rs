@@ -9,6 +9,7 @@ mod rotation;
 mod store;
 #[cfg(test)]
 mod tests;
+mod witness;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ pub use limits::{Limits, MAX_ATTESTATION};
 use raw::Raw;
 pub use rotation::{Roots, Rotation};
 pub use store::{PostgresConfig, StoreConfig};
+pub use witness::{WitnessAt, WitnessConfig};
 
 /// One thing wrong with a configuration file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -195,6 +197,8 @@ pub struct Config {
     pub crl_url: Option<String>,
     /// What the door lets anybody hold.
     pub limits: Limits,
+    /// Who cosigns the log's checkpoints, if anybody does.
+    pub witness: Option<WitnessConfig>,
     /// Where metrics are served, if they are.
     pub metrics: Option<Endpoint>,
     /// Where spans are sent, if they are.

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::limits::RawLimits;
 use super::rotation::{RawRotation, RootKeys};
 use super::store::RawStore;
+use super::witness::RawWitness;
 use super::{Enrolment, LogFormat};
 
 #[derive(Deserialize)]
@@ -32,6 +33,8 @@ pub(super) struct Raw {
     pub(super) limits: RawLimits,
     #[serde(default)]
     pub(super) store: RawStore,
+    #[serde(default)]
+    pub(super) witness: RawWitness,
     #[serde(default)]
     pub(super) metrics: RawMetrics,
     #[serde(default)]

@@ -372,7 +372,8 @@ async fn release(
     writes.extend(standing::end_above(issuer, &state.standing, now));
     let software = state.stored.tpm.as_ref().is_some_and(|t| t.simulated);
     let memory = issuer.clone();
-    let mut outcome = issuer
+    let place = issuer.store().place(1).await?;
+    let outcome = issuer
         .store()
         .commit_then(writes, move |outcome| {
             memory.put_host(state, epoch);
@@ -381,14 +382,15 @@ async fn release(
         })
         .await?;
     // The entry of a plain record is never stale: it is there.
-    let recorded = outcome.records.pop().and_then(Result::ok).ok_or(StoreError::Stopped)?;
+    retire::log(&outcome.ended, "host-standing", None);
+    let recorded =
+        place.release(outcome.records).await?.pop().and_then(Result::ok).ok_or(StoreError::Stopped)?;
     let release = Release::new(leaf, recorded);
     let leaf = release.signed();
     tracing::info!(
         host_id = %host, proof = if ek.is_some() { "tpm" } else { "join-token" }, highest_tier = highest,
         simulated = software, reset, serial = %leaf.serial(), record = release.record(), "host attested"
     );
-    retire::log(&outcome.ended, "host-standing", None);
     let max_age = i64::try_from(issuer.config().attestation.max_age.as_secs()).unwrap_or(i64::MAX);
     Ok(wire::HostAttested {
         host_svid: vec![Bytes::copy_from_slice(leaf.der()), leaf.issuing_der().clone()],

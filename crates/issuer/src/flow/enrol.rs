@@ -234,7 +234,10 @@ pub async fn create_join_token(
         host_id: host_id.clone(),
         expires_at,
     };
-    issuer.store().commit(vec![write, Write::Record(entry)]).await?;
+    // It buys a credential, and is released as one is.
+    let place = issuer.store().place(1).await?;
+    let made = issuer.store().commit(vec![write, Write::Record(entry)]).await?;
+    place.release(made.records).await?;
     tracing::info!(%host_id, expires_at, %operator, "join token created");
     Ok((token, expires_at))
 }

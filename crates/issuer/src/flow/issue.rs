@@ -53,6 +53,7 @@ pub async fn issue(
         )));
     }
     let (begun, count) = (Instant::now(), items.len());
+    let turn = issuer.store().place(count).await.map_err(|e| crate::status::store(&e))?;
     let mut results: Vec<Option<wire::IssueResult>> = items.iter().map(|_| None).collect();
     let mut waiting: Vec<Waiting> =
         items.into_iter().enumerate().map(|(place, item)| Waiting::new(host, place, item)).collect();
@@ -86,11 +87,12 @@ pub async fn issue(
         }
         let committed = issuer.store().commit(writes).await.map_err(|e| crate::status::store(&e))?;
 
+        // Witnesses, where they are required.
+        let records = turn.release(committed.records).await.map_err(|e| crate::status::store(&e))?;
+
         // Release; what is out of date by now goes round again.
         waiting = Vec::new();
-        for ((place, item, mut trace, commit, outcome), recorded) in
-            outcomes.into_iter().zip(committed.records)
-        {
+        for ((place, item, mut trace, commit, outcome), recorded) in outcomes.into_iter().zip(records) {
             drop(commit);
             match recorded {
                 Ok(recorded) => {

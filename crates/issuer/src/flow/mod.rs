@@ -1,7 +1,8 @@
 //! The flows, each one straight page: load, appraise, decide, sign, record, release.
 //!
 //! Types carry the proof that a step was taken. Only `hallmark_core::decide` makes a `Grant`; only
-//! [`crate::ca::Ca`] makes a `Signed` from one; only the store makes a `Recorded`; and only
+//! [`crate::ca::Ca`] makes a `Signed` from one; only the store makes a `Recorded`, once it is durable and
+//! has the witnesses that are required; and only
 //! [`Release`] joins the two into something a server can send.
 
 pub mod apply;

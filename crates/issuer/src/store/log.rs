@@ -13,7 +13,7 @@ use hallmark_core::log::{
 use tokio::sync::oneshot;
 
 use super::db::{On, Pool, Session, query};
-use super::{StoreError, signed};
+use super::{Shown, StoreError, signed};
 use crate::record::Entry;
 
 /// Records that are not found by their serial through `serials` yet, at most about so many: they are looked
@@ -373,7 +373,11 @@ pub enum FoundBy<'a> {
 }
 
 /// Proves that the log has this record; none if there is no such record.
-pub(super) async fn prove(db: &Pool, by: FoundBy<'_>) -> Result<Option<Proven>, StoreError> {
+pub(super) async fn prove(
+    db: &Pool,
+    by: FoundBy<'_>,
+    shown: Option<Arc<Shown>>,
+) -> Result<Option<Proven>, StoreError> {
     // One transaction: records and checkpoint are of the same moment.
     let mut tx = db.begin_reading().await?;
     let mut tx = tx.on();
@@ -396,6 +400,11 @@ pub(super) async fn prove(db: &Pool, by: FoundBy<'_>) -> Result<Option<Proven>, 
     let row = query(sql).bind(key).bind(signed(indexed)).fetch_optional(tx).await?;
     let (Some(row), Some((checkpoint, note))) = (row, checkpoint(tx).await?) else { return Ok(None) };
     let index = row.get::<i64>("number")?.unsigned_abs().saturating_sub(1);
+    // With the cosignatures there are, unless it is too new for them.
+    let (checkpoint, note) = match shown.filter(|shown| shown.checkpoint.size > index) {
+        Some(shown) => (shown.checkpoint, shown.note.clone()),
+        None => (checkpoint, note),
+    };
     let body: String = row.get("body")?;
     let mut tiles = Tiles::new();
     let wanted = inclusion_tiles(checkpoint.size, index).map_err(broken)?;

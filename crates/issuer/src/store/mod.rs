@@ -3,7 +3,8 @@
 //! Two databases can keep it: SQLite, one issuer's own file, or PostgreSQL, shared by several issuers (`db`,
 //! `schema`, `shared`). Reads go to a small pool; every write goes through one writer task that gathers all requests
 //! in flight into one transaction (`writer`). A write's future resolves only after its commit is on disk (SQLite: WAL,
-//! `synchronous=FULL`; PostgreSQL: `synchronous_commit=on`): that is what makes a [`Recorded`] worth its name.
+//! `synchronous=FULL`; PostgreSQL: `synchronous_commit=on`): that is what makes a [`Durable`] worth its name, and with
+//! its quorum of witnesses, where one is required, a [`Recorded`] (`witnessed`).
 
 mod authority;
 mod backup;
@@ -18,6 +19,7 @@ mod regain;
 mod rows;
 mod schema;
 mod shared;
+mod witnessed;
 mod write;
 mod writer;
 
@@ -43,8 +45,9 @@ pub use regain::{Regained, ToDo};
 pub use rows::{AllowedEk, HostRow, InstanceRow, RecordRow, RegistrationRow, Revocation, TrustDomainRow};
 pub use shared::Heard;
 use shared::{Delivery, Ear};
+pub use witnessed::{Place, Recorded, Shown, Standing, Witnessing};
 use write::{After, Request};
-pub use write::{Ended, Ending, Issue, JoinTokenSpend, Recorded, Stays, Who, Write, WriteOutcome};
+pub use write::{Durable, Ended, Ending, Issue, JoinTokenSpend, Stays, Who, Write, WriteOutcome};
 use writer::{Parts, Writer};
 
 use crate::record::Entry;
@@ -131,6 +134,9 @@ pub enum StoreError {
     /// A uniqueness rule of the trust domain would be broken.
     #[error("{0}")]
     Conflict(Conflict),
+    /// The witnesses that are required did not cosign in time.
+    #[error("log: too few witnesses have cosigned its checkpoint in time; nothing was released: try again")]
+    Unwitnessed,
     /// The writer has stopped: the process is ending, or its database failed for good.
     #[error("store: the writer has stopped")]
     Stopped,
@@ -222,6 +228,7 @@ pub struct Store {
     live: Arc<Live>,
     epochs: Arc<AtomicU64>,
     news: Arc<Delivery>,
+    witnessing: Option<Arc<Witnessing>>,
     writes: mpsc::Sender<Request>,
 }
 
@@ -277,6 +284,7 @@ impl Opened {
             // 0 is where a host stands at the start.
             epochs: Arc::new(AtomicU64::new(1)),
             news: Arc::default(),
+            witnessing: None,
             writes,
         };
         let ear = Ear::new(store.epochs.clone(), store.news.clone());
@@ -356,12 +364,39 @@ impl Store {
         self.epochs.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Proves that the log has this record; none if there is no such record.
+    /// With witnesses.
+    #[must_use]
+    pub fn witnessed_by(self, witnessing: Arc<Witnessing>) -> Self {
+        Self { witnessing: Some(witnessing), ..self }
+    }
+
+    /// How far the log is witnessed; none without witnesses.
+    pub fn witnessing(&self) -> Option<&Witnessing> {
+        self.witnessing.as_deref()
+    }
+
+    /// A place for so many records that are to be released once they are durable.
+    ///
+    /// # Errors
+    /// The witnesses that are required are away. Nothing was recorded.
+    pub async fn place(&self, records: usize) -> Result<Place<'_>, StoreError> {
+        Place::take(self.witnessing(), records).await
+    }
+
+    /// As [`Place::release`], with all the time that it takes.
+    pub async fn release_whenever(
+        &self,
+        durable: Vec<Result<Durable, Stale>>,
+    ) -> Vec<Result<Recorded, Stale>> {
+        witnessed::release_whenever(self.witnessing(), durable).await
+    }
+
+    /// Proves that the log has this record, under the newest checkpoint that is published if it covers it; none if there is no such record.
     ///
     /// # Errors
     /// The store cannot be read, or what it holds does not lead to its own checkpoint.
     pub async fn prove(&self, by: FoundBy<'_>) -> Result<Option<Proven>, StoreError> {
-        log::prove(&self.reads, by).await
+        log::prove(&self.reads, by, self.witnessing.as_ref().and_then(|w| w.shown())).await
     }
 
     /// The log's newest checkpoint, and as it is signed; none before the first record.
@@ -435,7 +470,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::commit`].
-    pub async fn record(&self, entry: Entry) -> Result<Recorded, StoreError> {
+    pub async fn record(&self, entry: Entry) -> Result<Durable, StoreError> {
         let outcome = self.commit(vec![Write::Record(entry)]).await?;
         // A plain record is never stale.
         outcome.records.into_iter().next().and_then(Result::ok).ok_or(StoreError::Stopped)

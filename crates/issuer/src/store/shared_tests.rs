@@ -95,7 +95,7 @@ fn issue(store: &Store, instance: InstanceId, serial: u8, revision: u64) -> Writ
     }))
 }
 
-async fn issued(store: &Store, write: Write) -> Result<Recorded, Stale> {
+async fn issued(store: &Store, write: Write) -> Result<Durable, Stale> {
     store.commit(vec![write]).await.unwrap().records.remove(0)
 }
 

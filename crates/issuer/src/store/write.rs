@@ -277,13 +277,14 @@ pub enum JoinTokenSpend {
     OtherHost,
 }
 
-/// Proof that a decision's record is on disk. Only the writer makes one.
+/// Proof that a decision's record is on disk. Only the writer makes one. It releases nothing: that takes a
+/// [`Recorded`](super::Recorded).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Recorded {
+pub struct Durable {
     number: u64,
 }
 
-impl Recorded {
+impl Durable {
     pub(super) fn new(number: u64) -> Self {
         Self { number }
     }
@@ -299,7 +300,7 @@ impl Recorded {
 pub struct WriteOutcome {
     /// One for each [`Write::Record`] and [`Write::Issue`] of the request, in order. What is stale was not
     /// recorded.
-    pub records: Vec<Result<Recorded, Stale>>,
+    pub records: Vec<Result<Durable, Stale>>,
     /// The instances that ended.
     pub ended: Vec<Ended>,
 }

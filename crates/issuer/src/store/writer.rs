@@ -20,7 +20,7 @@ use super::live::{Claim, Live};
 use super::log::{self, Log, LogSigner};
 use super::rows;
 use super::shared::{self, Ear};
-use super::write::{After, Issue, Recorded, Reply, Request, Write, WriteOutcome};
+use super::write::{After, Durable, Issue, Reply, Request, Write, WriteOutcome};
 use super::{StoreError, signed, unix_now};
 use crate::metrics::metrics;
 use crate::record::Entry;
@@ -357,14 +357,14 @@ struct Credential {
 }
 
 impl Batch {
-    fn append(&mut self, entry: Entry) -> Recorded {
+    fn append(&mut self, entry: Entry) -> Durable {
         let number = self.next;
         self.entries.push((number, entry));
         self.next += 1;
-        Recorded::new(number)
+        Durable::new(number)
     }
 
-    fn issue(&mut self, issue: Issue) -> Recorded {
+    fn issue(&mut self, issue: Issue) -> Durable {
         let Issue { entry, instance, agent, host, tier, ca, custody, issued_at, not_after, .. } = issue;
         let serial = entry.serial.unwrap_or_default();
         let recorded = self.append(entry);

@@ -17,7 +17,7 @@ mod web;
 use std::path::Path;
 
 use clap::Subcommand;
-use hallmark_core::log::AuditError;
+use hallmark_core::log::{AuditError, CheckpointError};
 use hallmark_proto::admin::StatusRequest;
 use serde::Serialize;
 
@@ -118,6 +118,9 @@ fn wrong(log: &Log, error: &AuditError) -> Failure {
             )
         }
         AuditError::Unserved { .. } => failure.remedy("copy the whole directory again; if it is the issuer's own, its log has lost files, which it writes anew at its next start once `checkpoint` is moved away"),
+        AuditError::Checkpoint(CheckpointError::Quorum { .. }) => failure.remedy(
+            "the newest checkpoint may be waiting for its witnesses: try again in a moment. If it stays so, they refuse it or are away: ask the log's operators (`hallmark doctor`) and the witnesses' own",
+        ),
         AuditError::Checkpoint(_) => failure.remedy("is --key what the log's operators gave you (`hallmark log key`), and is this their log?"),
         _ => failure.remedy("keep what you have of this log as it is: it is evidence. Then compare with another copy, and ask who can write where it came from"),
     }

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use hallmark_core::log::{Checkpoint, LogVerifier, check_proof};
+use hallmark_core::log::{Checkpoint, LogVerifier, Trust, check_proof};
 use hallmark_core::x509::{Serial, UnverifiedSvid, fingerprint};
 use hallmark_proto::admin::{ProveRecordRequest, StatusRequest};
 use serde::Serialize;
 
+use super::source::WitnessArgs;
 use crate::admin::{connect, failed};
 use crate::agent::verify::read_chain;
 use crate::failure::Failure;
@@ -50,13 +51,16 @@ The key is what `hallmark log key` says, given to you by somebody you trust.
 Exit code 0 when the proof holds, 1 when it does not.
 
 Example:
-  hallmark log check ./evidence --key \"$KEY\" --certificate ./id/chain.pem")]
+  hallmark log check ./evidence --key \"$KEY\" --certificate ./id/chain.pem
+  hallmark log check ./evidence --key \"$KEY\" --witness \"$W1\" --witness \"$W2\"")]
 pub(crate) struct CheckArgs {
     /// Directory as `hallmark log prove --dir` writes it
     directory: PathBuf,
     /// The log's verifier key
     #[arg(long, value_name = "KEY")]
     key: LogVerifier,
+    #[command(flatten)]
+    witnesses: WitnessArgs,
     /// PEM file: the record must be this certificate's
     #[arg(long, value_name = "FILE")]
     certificate: Option<PathBuf>,
@@ -110,8 +114,9 @@ pub(super) async fn prove(admin: &Path, args: ProveArgs, output: &Output) -> Res
 
 pub(super) fn check(args: &CheckArgs, output: &Output) -> Result<u8, Failure> {
     let (record, proof) = (read(&args.directory.join(RECORD))?, read(&args.directory.join(PROOF))?);
+    let trust = Trust { log: args.key.clone(), quorum: args.witnesses.quorum()? };
     let (index, checkpoint) =
-        check_proof(&proof, &record, &args.key).map_err(|e| Failure::refused(e.to_string()))?;
+        check_proof(&proof, &record, &trust).map_err(|e| Failure::refused(e.to_string()))?;
     if let Some(file) = &args.certificate {
         let (sha256, serial) = certificate(file)?;
         let said: Named = serde_json::from_slice(&record)

@@ -11,14 +11,15 @@ use std::time::Duration;
 
 use clap::Args;
 use hallmark_core::log::{
-    AuditError, Checkpoint, Entries, LogVerifier, MAX_CHECKPOINT, MAX_ENTRY, Reader, TILE_WIDTH, audit,
+    AuditError, Checkpoint, Entries, LogVerifier, MAX_CHECKPOINT, MAX_ENTRY, Quorum, QuorumError, Reader,
+    TILE_WIDTH, Trust, WitnessVerifier, audit,
 };
 use hallmark_proto::admin::admin_client::AdminClient;
 use hallmark_proto::admin::{ReadLogRequest, StatusRequest};
 use tokio::runtime::Handle;
 use tonic::transport::Channel;
 
-use super::web::{Limits, Trust, Web};
+use super::web::{self, Limits, Web};
 use crate::admin::{connect, failed};
 use crate::failure::Failure;
 
@@ -38,7 +39,36 @@ pub(crate) struct LogArgs {
     #[arg(long, value_name = "KEY")]
     key: Option<LogVerifier>,
     #[command(flatten)]
+    witnesses: WitnessArgs,
+    #[command(flatten)]
     web: WebArgs,
+}
+
+/// Whose cosignatures a checkpoint must have.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct WitnessArgs {
+    /// The verifier key of a witness, each with a --witness of its own: a checkpoint counts only with the cosignatures
+    /// of a quorum of them
+    #[arg(long, value_name = "KEY")]
+    witness: Vec<WitnessVerifier>,
+    /// How many of them; without it, all
+    #[arg(long, value_name = "N", requires = "witness")]
+    quorum: Option<usize>,
+}
+
+impl WitnessArgs {
+    /// The quorum that is demanded.
+    pub(super) fn quorum(&self) -> Result<Quorum, Failure> {
+        quorum(&self.witness, self.quorum).map_err(|error| Failure::usage(format!("--witness: {error}")))
+    }
+}
+
+/// So many of these witnesses, or all; none are demanded where none are given.
+pub(super) fn quorum(witnesses: &[WitnessVerifier], needed: Option<usize>) -> Result<Quorum, QuorumError> {
+    match (witnesses, needed) {
+        ([], None) => Ok(Quorum::none()),
+        (witnesses, needed) => Quorum::new(witnesses.to_vec(), needed.unwrap_or(witnesses.len())),
+    }
 }
 
 /// How a web server is asked.
@@ -91,7 +121,7 @@ pub(super) trait Source: Send {
 /// A log, where it is read from, and what its checkpoints are verified with.
 pub(crate) struct Log {
     source: Box<dyn Source>,
-    key: LogVerifier,
+    trust: Trust,
     shown: String,
     remote: bool,
 }
@@ -100,9 +130,9 @@ impl LogArgs {
     /// Opens the log that is named, or the issuer's.
     pub(super) async fn open(&self, admin: &Path) -> Result<Log, Failure> {
         match (&self.log, &self.key) {
-            (Some(location), Some(key)) => self.web.open(location, key.clone()),
+            (Some(location), Some(key)) => self.web.open(location, key.clone(), self.witnesses.quorum()?),
             (Some(_), None) => Err(Failure::usage("--key is missing: a log without its key proves nothing")),
-            (None, key) => Log::of_issuer(admin, key.clone()).await,
+            (None, key) => Log::of_issuer(admin, key.clone(), self.witnesses.quorum()?).await,
         }
     }
 
@@ -113,33 +143,38 @@ impl LogArgs {
 }
 
 impl WebArgs {
-    pub(super) fn open(&self, location: &Location, key: LogVerifier) -> Result<Log, Failure> {
+    pub(super) fn open(&self, location: &Location, log: LogVerifier, quorum: Quorum) -> Result<Log, Failure> {
         let source: Box<dyn Source> = match location {
             Location::Directory(path) => Box::new(Directory(path.clone())),
             Location::Url(url) => {
-                let web = Web::new(&Trust::of(self.ca.as_deref()), Limits { whole: self.timeout })?;
+                let web = Web::new(&web::Trust::of(self.ca.as_deref()), Limits { whole: self.timeout })?;
                 Box::new(Server { web, url: url.clone() })
             }
         };
         let remote = matches!(location, Location::Url(_));
-        Ok(Log { source, key, shown: location.to_string(), remote })
+        Ok(Log { source, trust: Trust { log, quorum }, shown: location.to_string(), remote })
     }
 }
 
 impl Log {
-    async fn of_issuer(admin: &Path, key: Option<LogVerifier>) -> Result<Self, Failure> {
+    async fn of_issuer(admin: &Path, key: Option<LogVerifier>, quorum: Quorum) -> Result<Self, Failure> {
         let mut issuer = connect(admin).await?;
         let said = issuer.status(StatusRequest {}).await.map_err(failed)?.into_inner().log_verifier;
         let own =
             || said.parse().map_err(|e| Failure::refused(format!("the issuer's log key {said:?}: {e}")));
-        let key = key.map_or_else(own, Ok)?;
+        let log = key.map_or_else(own, Ok)?;
         let source = Box::new(Issuer { issuer, runtime: Handle::current() });
-        Ok(Self { source, key, shown: admin.display().to_string(), remote: true })
+        Ok(Self { source, trust: Trust { log, quorum }, shown: admin.display().to_string(), remote: true })
     }
 
     /// What its checkpoints are verified with.
     pub(super) fn key(&self) -> &LogVerifier {
-        &self.key
+        &self.trust.log
+    }
+
+    /// Whose cosignatures they must have.
+    pub(super) fn quorum(&self) -> &Quorum {
+        &self.trust.quorum
     }
 
     /// Where it is, for people.
@@ -154,8 +189,8 @@ impl Log {
 
     /// Reads the newest checkpoint.
     pub(super) fn open(&mut self) -> Result<Reader, AuditError> {
-        let Self { source, key, .. } = self;
-        Reader::open(&mut served(source), key)
+        let Self { source, trust, .. } = self;
+        Reader::open(&mut served(source), trust)
     }
 
     /// Reads the newest checkpoint, and shows that it goes on from an earlier one.
@@ -184,7 +219,7 @@ impl Log {
         until: impl Fn(u64),
         entry: &mut Entries<'_>,
     ) -> Result<Checkpoint, AuditError> {
-        let Self { source, key, .. } = self;
+        let Self { source, trust, .. } = self;
         let mut serve = served(source);
         let mut noting = |path: &str| {
             let file = serve(path)?;
@@ -196,7 +231,7 @@ impl Log {
             }
             Ok(file)
         };
-        audit(&mut noting, key, since, entry)
+        audit(&mut noting, trust, since, entry)
     }
 }
 

@@ -24,7 +24,9 @@ Exit code 0 when the log holds, 1 when something is wrong with it, which is name
 
 Examples:
   hallmark log verify https://log.example.org/issuer-1 --key \"$KEY\"
-  hallmark log verify /var/lib/hallmark-issuer/log --key \"$KEY\" --since ./checkpoint-of-last-week")]
+  hallmark log verify /var/lib/hallmark-issuer/log --key \"$KEY\" --since ./checkpoint-of-last-week
+  hallmark log verify https://log.example.org/issuer-1 --key \"$KEY\" \\
+      --witness \"$W1\" --witness \"$W2\" --witness \"$W3\" --quorum 2")]
 pub(crate) struct LogVerifyArgs {
     #[command(flatten)]
     pub(super) log: LogArgs,
@@ -54,6 +56,7 @@ pub(super) fn run(mut log: Log, args: &LogVerifyArgs, output: Output) -> Result<
         size: checkpoint.size,
         root: checkpoint.root.to_string(),
         since: since.map(|since| since.size),
+        quorum: (log.quorum().needed() > 0).then(|| log.quorum().needed()),
         counts: counts.collect(),
     })?;
     Ok(0)
@@ -72,6 +75,8 @@ struct Verified {
     size: u64,
     root: String,
     since: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quorum: Option<usize>,
     counts: Vec<Count>,
 }
 
@@ -94,6 +99,9 @@ impl Present for Verified {
             ("root hash", word(&self.root)),
             ("history", word(since)),
         ]);
+        if let Some(needed) = self.quorum {
+            page.facts(&[("witnesses", toned(Tone::Good, format!("{needed} or more have cosigned it")))]);
+        }
         page.gap();
         let rows = self.counts.iter().map(|c| vec![word(&c.kind), word(&c.outcome), word(c.count)]);
         page.table(&["kind", "outcome", "records"], rows.collect(), "No record.");

@@ -35,6 +35,8 @@ pub(super) enum What {
     Tampered,
     /// The checkpoint is not signed by the log's key.
     Unsigned,
+    /// The checkpoint lacks its quorum of witnesses.
+    Unwitnessed,
     /// Nothing new for too long.
     Stale,
     /// It cannot be read.

@@ -7,7 +7,7 @@ use hallmark_core::log::{Expectations, Unlisted, Watch};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use super::super::source::Location;
+use super::super::source::{Location, quorum};
 use super::super::web::{authorization, may_carry_secret};
 use super::{MonitorArgs, Named};
 use crate::failure::Failure;
@@ -36,6 +36,9 @@ struct RawLog {
     name: String,
     source: String,
     key: String,
+    #[serde(default)]
+    witnesses: Vec<String>,
+    quorum: Option<usize>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -137,7 +140,11 @@ impl RawLog {
         check_name(&self.name).map_err(|why| format!("log[{at}].name: {why}"))?;
         let key = self.key.parse().map_err(|error| format!("log[{at}].key: {error}"))?;
         let location: Location = self.source.parse().unwrap_or_else(|never| match never {});
-        Ok(Named { name: self.name, location, key })
+        let witnesses = self.witnesses.iter().map(|key| key.parse()).collect::<Result<Vec<_>, _>>();
+        let witnesses = witnesses.map_err(|error| format!("log[{at}].witnesses: {error}"))?;
+        let demanded = !witnesses.is_empty() || self.quorum.is_some();
+        let quorum = quorum(&witnesses, self.quorum).map_err(|error| format!("log[{at}].quorum: {error}"))?;
+        Ok(Named { name: self.name, location, key, quorum: demanded.then_some(quorum) })
     }
 }
 

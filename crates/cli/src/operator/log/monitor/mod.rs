@@ -9,10 +9,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
-use hallmark_core::log::LogVerifier;
+use hallmark_core::log::{LogVerifier, Quorum};
 use serde::Serialize;
 
-use super::source::{Location, WebArgs};
+use super::source::{Location, WebArgs, WitnessArgs};
 use crate::failure::{Failure, REFUSED};
 use crate::output::{Output, Page, Present, Tone, toned, word};
 
@@ -64,6 +64,8 @@ pub(crate) struct MonitorArgs {
     #[arg(long)]
     skip_history: bool,
     #[command(flatten)]
+    witnesses: WitnessArgs,
+    #[command(flatten)]
     web: WebArgs,
 }
 
@@ -73,6 +75,8 @@ struct Named {
     name: String,
     location: Location,
     key: LogVerifier,
+    /// Those of the file; none for those of the command line.
+    quorum: Option<Quorum>,
 }
 
 impl FromStr for Named {
@@ -85,7 +89,7 @@ impl FromStr for Named {
         config::check_name(name)?;
         let key = key.parse().map_err(|error| format!("the key: {error}"))?;
         let location = location.parse().unwrap_or_else(|never| match never {});
-        Ok(Self { name: name.to_owned(), location, key })
+        Ok(Self { name: name.to_owned(), location, key, quorum: None })
     }
 }
 
@@ -93,8 +97,10 @@ pub(super) fn run(args: &MonitorArgs, output: Output) -> Result<u8, Failure> {
     let config = Config::of(args)?;
     let mut alarm = Alarm::new(config.webhook.as_ref(), output)?;
     let mut logs = Vec::new();
+    let quorum = args.witnesses.quorum()?;
     for named in &config.logs {
-        let log = args.web.open(&named.location, named.key.clone())?;
+        let quorum = named.quorum.clone().unwrap_or_else(|| quorum.clone());
+        let log = args.web.open(&named.location, named.key.clone(), quorum)?;
         logs.push(Watched::open(&named.name, log, &config, args)?);
     }
     loop {

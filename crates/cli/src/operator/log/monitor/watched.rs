@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use hallmark_core::log::{AuditError, Checkpoint, Facts, LogVerifier, Reader, Record, TILE_WIDTH};
+use hallmark_core::log::{
+    AuditError, Checkpoint, CheckpointError, Facts, LogVerifier, Reader, Record, TILE_WIDTH,
+};
 use serde::Serialize;
 
 use super::super::kept::{Kept, Position};
@@ -15,7 +17,7 @@ use super::config::Config;
 use crate::failure::Failure;
 use crate::moment::{now, span};
 
-/// Looks in a row that may fail before a log counts as unreachable: a web server may be restarted.
+/// Looks in a row that may fail before a log counts as unreachable, or as one without its witnesses.
 const PATIENCE: u32 = 3;
 
 /// A log, and what is known of it.
@@ -239,12 +241,13 @@ impl Watched {
 
     fn wrong(&mut self, error: &AuditError, alarm: &mut Alarm) {
         let what = match error {
-            AuditError::Unserved { .. } => {
+            // A web server may be restarted, and the newest checkpoint wait for its witnesses for a moment.
+            AuditError::Unserved { .. } | AuditError::Checkpoint(CheckpointError::Quorum { .. }) => {
                 self.failures += 1;
                 if self.failures < PATIENCE && !self.once {
                     return;
                 }
-                What::Unreachable
+                if let AuditError::Unserved { .. } = error { What::Unreachable } else { What::Unwitnessed }
             }
             AuditError::Checkpoint(_) => What::Unsigned,
             AuditError::RolledBack { .. } => What::RolledBack,
