@@ -110,7 +110,7 @@ pub(crate) enum Command {
     Records(RecordsArgs),
     /// The log of those decisions: read it, prove and verify it, send it on, watch it (operators, auditors)
     #[command(subcommand)]
-    Log(LogCommand),
+    Log(Box<LogCommand>),
     /// The CAs: rotate them, take the trust from one, have an offline root sign one (operators)
     #[command(subcommand)]
     Ca(CaCommand),

@@ -54,7 +54,7 @@ async fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
         Command::Agent(command) => operator::agents::run(admin, command, output).await,
         Command::Explain(args) => operator::explain::run(admin, args, output).await,
         Command::Records(args) => operator::records::run(admin, args, output).await,
-        Command::Log(command) => operator::log::run(admin, command, output).await,
+        Command::Log(command) => operator::log::run(admin, *command, output).await,
         Command::Ca(command) => operator::ca::run(admin, command, output).await,
         Command::Bundle(args) => operator::bundle::run(admin, args, output).await,
         Command::Whoami => agent::whoami::run(socket, output).await,

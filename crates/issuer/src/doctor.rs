@@ -65,6 +65,13 @@ fn witnesses(issuer: &Issuer) -> Vec<Check> {
     } else {
         warning("witnesses", found, "auditors who demand the quorum refuse the log's newest checkpoints")
     }];
+    if needed * 2 <= all {
+        checks.push(warning(
+            "witness-quorum",
+            format!("{needed} of {all}: two histories could each have a quorum, and no witness lie"),
+            "raise witness.quorum to more than half of the witnesses",
+        ));
+    }
     let now = issuer.now();
     for standing in board {
         let name = format!("witness.{}", standing.name);

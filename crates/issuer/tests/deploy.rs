@@ -104,6 +104,22 @@ fn example_shows_the_default_rotation_and_roots_in_another_token() {
     }
 }
 
+/// What the comments offer of witnesses is sound; without it there are none.
+#[test]
+fn example_shows_witnesses() {
+    let file = deploy("example/issuer.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(Config::parse(&file, &text).unwrap().witness.is_none());
+    let (before, rest) = text.split_once("# [witness]\n").unwrap();
+    let (offered, after) = rest.split_once("\n\n").unwrap();
+    let offered: String =
+        offered.lines().map(|line| format!("{}\n", line.trim_start_matches("# "))).collect();
+    let shown = Config::parse(&file, &format!("{before}[witness]\n{offered}\n{after}")).unwrap();
+    let witness = shown.witness.unwrap();
+    assert_eq!((witness.at.len(), witness.quorum.needed(), witness.required), (3, 2, false));
+    assert!(witness.at[1].ca.is_some());
+}
+
 /// The unit does not start a daemon again that ended so: three attempts would lock most tokens.
 #[test]
 fn a_refused_pin_has_an_exit_status_of_its_own() {

@@ -178,3 +178,40 @@ fn rotation_has_defaults_and_each_fault_names_its_key() {
     assert_eq!(faults(&with("", &token)), ["ca.root_token"]);
     assert_eq!(faults(&GOOD.replace("\"software\"\n", "\"software\"\nroot = \"offline\"\n")), ["ca.root"]);
 }
+
+#[test]
+fn witnesses_are_named_and_each_fault_names_its_key() {
+    let with = |text: &str| Config::parse(Path::new("t.toml"), &format!("{GOOD}\n{text}"));
+    assert!(with("").unwrap().witness.is_none());
+    let key = {
+        use hallmark_core::log::{LogKey, SoftwareLogKey, WitnessVerifier};
+        let key = SoftwareLogKey::from_seed(&[1; 32]).unwrap();
+        WitnessVerifier::new("witness.example.org/w1".parse().unwrap(), key.public()).to_string()
+    };
+    let at = |url: &str, key: &str| format!("[[witness.at]]\nurl = \"{url}\"\nkey = \"{key}\"\n");
+    let good = at("https://witness.example.org/", &key);
+    let witness = with(&format!("[witness]\nquorum = 1\n{good}")).unwrap().witness.unwrap();
+    assert_eq!(
+        (witness.required, witness.timeout, witness.quorum.needed()),
+        (false, Duration::from_secs(5), 1)
+    );
+    assert!(with(&format!("[witness]\nquorum = 1\n{}", at("http://127.0.0.1:8080/w", &key))).is_ok());
+    let log = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW";
+    for (key, text) in [
+        ("witness.at", "[witness]\nquorum = 1\n".to_owned()),
+        ("witness.at", "[witness]\nrequired = true\n".to_owned()),
+        ("witness.quorum", good.clone()),
+        ("witness.quorum", format!("[witness]\nquorum = 0\n{good}")),
+        ("witness.quorum", format!("[witness]\nquorum = 2\n{good}")),
+        ("witness.quorum", format!("[witness]\nquorum = 1\n{good}{good}")),
+        ("witness.timeout", format!("[witness]\nquorum = 1\ntimeout = \"2m\"\n{good}")),
+        ("witness.at[0].key", format!("[witness]\nquorum = 1\n{}", at("https://w.example.org", log))),
+        ("witness.at[0].url", format!("[witness]\nquorum = 1\n{}", at("http://w.example.org", &key))),
+        ("witness.at[0].url", format!("[witness]\nquorum = 1\n{}", at("https://a@w.example.org", &key))),
+        ("witness.at[0].url", format!("[witness]\nquorum = 1\n{}", at("w.example.org", &key))),
+    ] {
+        let error = with(&text).unwrap_err();
+        assert!(error.faults.iter().any(|fault| fault.key == key), "{text}: {error}");
+    }
+    assert!(with("[witness]\nquorums = 1\n").is_err());
+}

@@ -204,6 +204,14 @@ mod tests {
         assert!(config.webhook.is_none(), "the webhook is commented out: its token would have to be there");
         let webhook = text.lines().skip_while(|line| !line.starts_with("# [webhook]"));
         let webhook: String = webhook.map(|line| format!("{}\n", line.trim_start_matches("# "))).collect();
+        let offered =
+            |line: &str| ["# witnesses", "#   \"", "# ]", "# quorum"].iter().any(|it| line.starts_with(it));
+        let whole: String = text
+            .lines()
+            .map(|line| format!("{}\n", if offered(line) { line.trim_start_matches('#') } else { line }))
+            .collect();
+        let quorum = self::config(&whole, &[]).unwrap().logs[0].quorum.clone().unwrap();
+        assert_eq!((quorum.witnesses().len(), quorum.needed()), (3, 2));
         let raw: Raw = toml::from_str(&webhook).unwrap();
         assert!(raw.webhook.is_some_and(|webhook| webhook.authorization_file.is_some()));
     }
