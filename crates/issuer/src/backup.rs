@@ -50,6 +50,12 @@ pub async fn backup(config: &Config, file: &Path) -> anyhow::Result<()> {
 /// said what becomes of them.
 pub async fn restore(config: &Config, file: &Path, newer: Newer) -> anyhow::Result<()> {
     let location = token::store(config)?;
+    for left in ["db-wal", "db-shm", "db-journal"].map(|end| config.database().with_extension(end)) {
+        // It would be taken for the newest part of what is put back.
+        if config.store == StoreConfig::Sqlite && !config.database().exists() && left.exists() {
+            bail!("{} was left by the store of before: move it away first", left.display());
+        }
+    }
     if config.store == StoreConfig::Sqlite && config.database().exists() {
         bail!(
             "{} is there already; a backup is put back where no store is. Move it away first (with its -wal and -shm), if it is not wanted any more",
@@ -75,7 +81,17 @@ pub async fn restore(config: &Config, file: &Path, newer: Newer) -> anyhow::Resu
     }
     let before = backup.held.checkpoint.map_or(0, |checkpoint| checkpoint.size);
     let published = Published::read(config, &signer)?;
-    let mut todo = None;
+    if published.is_none() && newer != Newer::Discard && signer.lasts() && before > 0 {
+        bail!(
+            "there is no log in {}, so nobody can say what was decided after the backup. Put the log's files back from wherever they were copied to; or say --discard-newer: then what was disabled, removed, ended or revoked since is as it was before the backup",
+            config.log_dir().display()
+        );
+    }
+    let (mut todo, mut aside) = (None, None);
+    if newer == Newer::Discard {
+        // One that was spent since the backup would buy something again.
+        backup.void_join_tokens().await?;
+    }
     if let Some(published) = published.filter(|published| published.checkpoint.size > before) {
         match newer {
             Newer::Refuse => bail!(
@@ -89,15 +105,23 @@ pub async fn restore(config: &Config, file: &Path, newer: Newer) -> anyhow::Resu
                 todo = Some(backup.regain(&records, published.checkpoint, &published.note).await?);
             }
             Newer::Discard => {
-                let aside = config.data_dir.join(format!("log.before-restore-{}", unix_now()));
-                std::fs::rename(config.log_dir(), &aside).with_context(|| aside.display().to_string())?;
-                println!("The log's files of before are in {}.", aside.display());
+                aside = Some(config.data_dir.join(format!("log.before-restore-{}", unix_now())));
             }
         }
     }
     let held = backup.held.clone();
-    backup.put(&location, &unpacked.0, &mut show).await?;
+    let kept = backup.put(&location, &unpacked.0, &mut show).await?;
     bar.end();
+    if let Some(aside) = aside {
+        std::fs::rename(config.log_dir(), &aside).with_context(|| aside.display().to_string())?;
+        println!("The log's files of before are in {}.", aside.display());
+    }
+    if kept {
+        println!(
+            "The trust domain is in the database already, as other issuers know it, and stays so: hosts, registrations, join tokens and revocations are theirs. What this issuer's log says of them after the backup was not applied."
+        );
+        todo = None;
+    }
     record(config, signer, &held, before).await?;
     println!("Put back {} from {}.", what(&held), file.display());
     if let Some(todo) = todo {

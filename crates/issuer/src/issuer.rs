@@ -220,6 +220,7 @@ impl Issuer {
             },
             Heard::Ended(ended) => self.tell_of_ended(std::slice::from_ref(ended)),
             Heard::Authorities => self.ca_is_due(),
+            Heard::Anew => write(&self.allowed).clear(),
         }
     }
 

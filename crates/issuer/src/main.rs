@@ -74,7 +74,8 @@ enum Command {
         #[arg(long, conflicts_with = "discard_newer")]
         from_log: bool,
         /// Give up the records that the backup lacks: the log's files are moved aside. Whoever kept a later checkpoint
-        /// can prove that the log lost records, and credentials given out since are unknown here.
+        /// can prove that the log lost records. Credentials given out since are unknown here, join tokens are void, and
+        /// what was disabled, removed, ended or revoked since is as it was before the backup.
         #[arg(long)]
         discard_newer: bool,
         /// The backup.

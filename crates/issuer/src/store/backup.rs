@@ -116,6 +116,15 @@ impl Unpacked {
         let pool = existing_file(file).await?;
         let of: Option<String> = {
             let mut session = pool.acquire().await?;
+            let foreign: Option<i64> =
+                query("SELECT count(*) FROM sqlite_master WHERE type IN ('trigger', 'view')")
+                    .fetch_scalar(&mut session.on())
+                    .await?;
+            if foreign != Some(0) {
+                return Err(StoreError::NoBackup(
+                    "it holds triggers or views, and no store has any".to_owned(),
+                ));
+            }
             query("SELECT issuer FROM changes WHERE seq = 0 AND kind = 'backup'")
                 .fetch_scalar(&mut session.on())
                 .await
@@ -132,6 +141,16 @@ impl Unpacked {
         Ok(Self { pool, issuer: issuer.clone(), held })
     }
 
+    /// Forgets the join tokens in it.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn void_join_tokens(&self) -> Result<(), StoreError> {
+        let mut session = self.pool.acquire().await?;
+        query("DELETE FROM join_tokens").execute(&mut session.on()).await?;
+        Ok(())
+    }
+
     /// The store in it, to be completed before it is put back.
     pub(super) fn pool(&self) -> &Pool {
         &self.pool
@@ -142,7 +161,7 @@ impl Unpacked {
     }
 
     /// Makes what follows from its records, and puts it where the issuer looks for its store. On PostgreSQL what
-    /// the trust domain shares stays as it is there, if other issuers have it: theirs is newer.
+    /// the trust domain shares stays as it is there, if other issuers have it; then this gives true.
     ///
     /// # Errors
     /// There is a store already, or a database fails.
@@ -151,24 +170,30 @@ impl Unpacked {
         location: &Location,
         file: &Path,
         progress: Progress<'_>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         derive(&self.pool, progress).await?;
         match location {
             Location::Sqlite(path) => {
                 close(self.pool).await;
-                std::fs::rename(file, path).map_err(|e| StoreError::Database(sqlx::Error::Io(e)))
+                std::fs::rename(file, path).map_err(|e| StoreError::Database(sqlx::Error::Io(e)))?;
+                Ok(false)
             }
             Location::Postgres(_) => {
                 let target = open::open(location, &self.issuer).await?;
-                copy_in(&self.pool, &target.writer, progress).await?;
+                let kept = copy_in(&self.pool, &target.writer, self.issuer.as_str(), progress).await?;
                 close(self.pool).await;
-                Ok(())
+                Ok(kept)
             }
         }
     }
 }
 
-async fn copy_in(source: &Pool, target: &Pool, progress: Progress<'_>) -> Result<(), StoreError> {
+async fn copy_in(
+    source: &Pool,
+    target: &Pool,
+    issuer: &str,
+    progress: Progress<'_>,
+) -> Result<bool, StoreError> {
     let mut reading = source.begin_reading().await?;
     let mut session = target.acquire().await?;
     let mut writing = session.begin().await?;
@@ -188,8 +213,28 @@ async fn copy_in(source: &Pool, target: &Pool, progress: Progress<'_>) -> Result
         };
         copy::table(table, &mut from, &mut to, &mut step).await?;
     }
+    if shared.is_empty() {
+        // What this issuer gave after the backup, by numbers that come again: revoked, and let go.
+        let now = super::unix_now();
+        query(
+            "INSERT INTO revocations
+             (serial, issuer, instance_id, hierarchy, ca, host_id, not_after, revoked_at, reason)
+             SELECT serial, issuer, instance_id, tier, ca, host_id, not_after, $3, 'other' FROM credentials
+             WHERE issuer = $1 AND number > $2 AND not_after > $3 ON CONFLICT (serial) DO NOTHING",
+        )
+        .bind(issuer)
+        .bind(signed(all))
+        .bind(now)
+        .execute(&mut to)
+        .await?;
+        query("DELETE FROM credentials WHERE issuer = $1 AND number > $2")
+            .bind(issuer)
+            .bind(signed(all))
+            .execute(&mut to)
+            .await?;
+    }
     writing.commit().await?;
-    Ok(())
+    Ok(shared.is_empty())
 }
 
 /// Tiles and indexes, from the records.
@@ -230,6 +275,9 @@ async fn verify(
         .ok_or_else(|| StoreError::NoBackup("it holds no trust domain".to_owned()))?;
     let found = newest(&mut on).await?;
     let Some((checkpoint, note)) = log::checkpoint(&mut on).await? else {
+        if found > 0 {
+            return Err(StoreError::NoBackup(format!("its {found} records have no checkpoint over them")));
+        }
         return Ok(Held { trust_domain, checkpoint: None, note: Vec::new() });
     };
     if found != checkpoint.size {

@@ -5,6 +5,8 @@ use super::tests::{
     Bed, agent, ending, enrol, filled, host, id, issue, issued, me, one, registered, serial, signer,
 };
 use super::*;
+use hallmark_core::rotation::{Role, Stage};
+use hallmark_core::tier::Hierarchy;
 
 fn quiet() -> impl FnMut(&'static str, u64, u64) + Send {
     |_, _, _| {}
@@ -33,6 +35,10 @@ async fn backed_up(bed: &Bed) -> (Store, std::path::PathBuf) {
     let store = filled(bed).await;
     store.commit(vec![domain()]).await.unwrap();
     store.commit(vec![enrol("a", Some([1; 32])), enrol("b", None)]).await.unwrap();
+    let (tier, role) = (Hierarchy::Tier(Tier::Enterprise), Role::Issuing);
+    let mut ca = Authority::new(tier, role, 1, Stage::Active, 1);
+    ca.key_label = "one".to_owned();
+    store.commit(vec![Write::Authority(Box::new(ca))]).await.unwrap();
     let token = Write::JoinToken { token_sha256: [7; 32], host_id: host("c"), expires_at: i64::MAX };
     let note = "by phone".to_owned();
     let allow = AllowedEk { ek_digest: [9; 32], host_id: host("d"), hardware: true, note, allowed_at: 6 };
@@ -112,6 +118,8 @@ async fn what_is_no_whole_backup_of_this_issuer_is_refused() {
         ("UPDATE log_checkpoint SET root = zeroblob(32)", "changed"),
         ("UPDATE log_checkpoint SET note = x'00'", "not signed"),
         ("UPDATE changes SET issuer = 'issuer-2'", "of issuer issuer-2"),
+        ("DELETE FROM log_checkpoint", "no checkpoint over them"),
+        ("CREATE TRIGGER t AFTER INSERT ON revocations BEGIN DELETE FROM revocations; END", "triggers"),
         ("DELETE FROM changes", "no store that was backed up"),
         ("DELETE FROM trust_domain", "no trust domain"),
         (
@@ -207,6 +215,18 @@ async fn what_the_log_has_and_the_backup_lacks_is_regained() {
         .unwrap();
     let applied = Record { agent: Some("x"), registration_revision: Some(5), ..Record::default() };
     store.commit(vec![Write::Record(applied.entry(170, Kind::Registration, "changed", None))]).await.unwrap();
+    let ca = |name: &str, outcome: &'static str| {
+        let record = Record { authority: Some(name.to_owned()), ..Record::default() };
+        Write::Record(record.entry(175, Kind::Ca, outcome, None))
+    };
+    store
+        .commit(vec![
+            ca("enterprise issuing CA 2", "made"),
+            ca("enterprise issuing CA 1", "tainted"),
+            ca("enterprise issuing CA 2", "tainted"),
+        ])
+        .await
+        .unwrap();
     let (checkpoint, note) = store.checkpoint().await.unwrap().unwrap();
     let entries = store.log_entries(301, checkpoint.size).await.unwrap();
     let records: Vec<Regained> =
@@ -221,6 +241,10 @@ async fn what_the_log_has_and_the_backup_lacks_is_regained() {
     assert_eq!(back.checkpoint().await.unwrap().unwrap().1, note, "the log is as it was published");
     assert_eq!(todo.registrations.iter().collect::<Vec<_>>(), ["x"]);
     assert_eq!(todo.hosts.iter().collect::<Vec<_>>(), ["b", "d", "new"]);
+    let cas = back.authorities().await.unwrap();
+    let stages: Vec<_> = cas.iter().map(|ca| (ca.generation, ca.stage, ca.tainted_at)).collect();
+    // The second one's key is taken for no other's: its number is over.
+    assert_eq!(stages, [(1, Stage::Tainted, Some(175)), (2, Stage::Retired, None)]);
     assert!(back.registrations().await.unwrap().is_empty(), "what was changed since is not in force");
     assert!(back.registrations_revision().await.unwrap() > 5);
     let hosts = back.hosts().await.unwrap();
@@ -236,6 +260,10 @@ async fn what_the_log_has_and_the_backup_lacks_is_regained() {
     assert_eq!(to.sql("SELECT count(*) FROM ended_instances").await, "3");
     let revoked: Vec<Vec<u8>> = back.revocations(0).await.unwrap().into_iter().map(|r| r.serial).collect();
     assert!(revoked.contains(&serial(4, 70).to_vec()), "of after the backup");
-    let live = issue(3, 90, |issue| (issue.registration_revision, issue.host_epoch) = (9, 0));
-    back.commit(vec![live]).await.unwrap().records.remove(0).unwrap();
+    let renewed = |ca: u32| {
+        issue(3, 90, move |issue| (issue.registration_revision, issue.host_epoch, issue.ca) = (9, 0, ca))
+    };
+    let by_tainted = back.commit(vec![renewed(1)]).await.unwrap().records.remove(0);
+    assert_eq!(by_tainted.unwrap_err(), Stale::Authority, "tainted after the backup, tainted still");
+    back.commit(vec![renewed(3)]).await.unwrap().records.remove(0).unwrap();
 }

@@ -252,12 +252,17 @@ fn sqlite(arguments: Vec<Argument<'_>>) -> sqlx::Result<SqliteArguments<'_>> {
     Ok(bound)
 }
 
+/// PostgreSQL has no text with a NUL in it, and gives up the whole transaction: what somebody says must not do that.
+fn without_nul(text: Cow<'_, str>) -> Cow<'_, str> {
+    if text.contains('\0') { Cow::Owned(text.replace('\0', "\u{fffd}")) } else { text }
+}
+
 fn postgres(arguments: Vec<Argument<'_>>) -> sqlx::Result<PgArguments> {
     let mut bound = PgArguments::default();
     for argument in arguments {
         match argument {
             Argument::Integer(value) => bound.add(value),
-            Argument::Text(value) => bound.add(value.as_deref()),
+            Argument::Text(value) => bound.add(value.map(without_nul).as_deref()),
             Argument::Bytes(value) => bound.add(value.as_deref()),
         }
         .map_err(unbound)?;

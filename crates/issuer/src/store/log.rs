@@ -19,8 +19,8 @@ use crate::record::Entry;
 /// Records that are not found by their serial through `serials` yet, at most about so many: they are looked
 /// through one by one.
 const UNINDEXED: u64 = 2048;
-/// Longest wait for one signature.
-const SIGNING: Duration = Duration::from_secs(30);
+/// Longest wait for one signature: a commit waits for it, and on a shared database other issuers with it.
+const SIGNING: Duration = Duration::from_secs(5);
 /// What a check of the key signs: no checkpoint, whose text ends with a newline.
 const HEALTH: &[u8] = b"hallmark health check";
 /// Entries read at once when a tree is made from records.

@@ -15,13 +15,20 @@ use super::db::{Pool, query};
 use super::schema::{self, MIGRATIONS, Part, SHARED};
 use super::{Opened, StoreError};
 
-/// How often, and how long between, the lock is tried.
+/// How often, and how long between, the lock is tried. A server takes a while to notice that a machine is gone.
 const LOCK_TRIES: usize = 20;
+const LOCK_TRIES_ELSEWHERE: usize = 300;
 const LOCK_WAIT: Duration = Duration::from_millis(50);
 /// Longest wait for a connection: a database that is away is tried again by the next commit.
 const CONNECT: Duration = Duration::from_secs(5);
 /// First key of the lock that an issuer holds for as long as it writes: "hall" in ASCII; the second is its own.
 const WRITER_LOCK: i32 = 0x6861_6c6c;
+/// Whoever waits for the trust domain's lock gives up before the commit's own deadline does.
+const DOMAIN_PATIENCE: &str = "SET lock_timeout TO '15s'";
+/// What only a shared store is asked for: the instances of a host, or of an agent, whoever issued to them.
+const SHARED_INDEXES: &str =
+    "CREATE INDEX IF NOT EXISTS credentials_of_host ON hallmark.credentials (host_id);
+     CREATE INDEX IF NOT EXISTS credentials_of_agent ON hallmark.credentials (agent)";
 /// Key of the lock under which the schema is brought up to date.
 const SCHEMA_LOCK: i64 = 0x6861_6c6c_0000_0001;
 
@@ -147,7 +154,7 @@ async fn durable(connection: &mut PgConnection) -> Result<(), StoreError> {
 
 /// Whoever has the same issuer id is told of here already, and not by the first commit that fails.
 async fn alone(connection: &mut PgConnection, issuer: &IssuerId) -> Result<(), StoreError> {
-    for _ in 0..LOCK_TRIES {
+    for _ in 0..LOCK_TRIES_ELSEWHERE {
         let taken: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1, hashtext($2))")
             .bind(WRITER_LOCK)
             .bind(issuer.as_str())
@@ -176,6 +183,7 @@ async fn migrate(connection: &mut PgConnection, issuer: &IssuerId) -> Result<(),
         connection.execute(format!("SET search_path TO {path}").as_str()).await?;
         schema::for_postgres(part).await?.run_direct(&mut *connection).await?;
     }
+    connection.execute(SHARED_INDEXES).await?;
     sqlx::query("SELECT pg_advisory_unlock($1)").bind(SCHEMA_LOCK).execute(connection).await?;
     Ok(())
 }
@@ -196,7 +204,9 @@ fn pool(options: &PgConnectOptions, issuer: &IssuerId, lock: Option<i32>, connec
                 connection
                     .execute(
                         "SET synchronous_commit TO on; SET tcp_keepalives_idle TO 5; SET tcp_keepalives_interval TO 2;
-                         SET tcp_keepalives_count TO 3; SET idle_in_transaction_session_timeout TO '30s'",
+                         SET tcp_keepalives_count TO 3; SET tcp_user_timeout TO '12s';
+                         SET client_connection_check_interval TO '5s';
+                         SET idle_in_transaction_session_timeout TO '30s'",
                     )
                     .await?;
                 let Some(lock) = lock else { return Ok(()) };
@@ -210,7 +220,7 @@ fn pool(options: &PgConnectOptions, issuer: &IssuerId, lock: Option<i32>, connec
                     tracing::error!(%error, %issuer, "another hallmark-issuer of this issuer_id writes to this database");
                     return Err(error);
                 }
-                connection.execute("SET lock_timeout TO 0").await?;
+                connection.execute(DOMAIN_PATIENCE).await?;
                 Ok(())
             })
         })

@@ -30,6 +30,8 @@ pub struct Regained {
     serial: Option<String>,
     certificate_sha256: Option<String>,
     authority: Option<String>,
+    #[serde(default)]
+    revoked: Vec<String>,
     not_after: Option<i64>,
     ek_sha256: Option<String>,
     reason: Option<String>,
@@ -138,9 +140,9 @@ async fn take(
         ("instance-end", "ended") => end(tx, record).await,
         ("host-attestation", "attested") => binding(tx, record, todo).await,
         ("enrolment", outcome) => order(tx, record, outcome, todo).await,
-        ("ca", _) => {
+        ("ca", outcome) => {
             todo.cas.extend(record.authority.clone());
-            Ok(())
+            authority(tx, issuer, record, outcome).await
         }
         ("registration", _) => {
             todo.registrations.extend(record.agent.clone());
@@ -149,6 +151,77 @@ async fn take(
         }
         _ => Ok(()),
     }
+}
+
+/// What became of a CA after the backup. One that the backup knows goes the same way; of one that was made since only
+/// the number is kept, as over: its key, which may be in the token still, is not taken for a new one's.
+async fn authority(
+    tx: &mut On<'_>,
+    issuer: &str,
+    record: &Regained,
+    outcome: &str,
+) -> Result<(), StoreError> {
+    let Some((hierarchy, role, generation)) = record.authority.as_deref().and_then(named) else {
+        return Ok(());
+    };
+    let moves = match outcome {
+        "tainted" => "state = 'tainted', tainted_at = $4",
+        "withdrawn" => "withdrawn_at = $4",
+        "retired" => "state = 'retired', retired_at = $4",
+        "replaced" => "state = 'retiring', replaced_at = $4",
+        "leaves-revoked" => return superseded(tx, record).await,
+        "made" | "requested" => {
+            query(
+                "INSERT INTO authorities (hierarchy, kind, generation, issuer, root, state, key_label, certificate,
+                 made_at, renew_within, retired_at, last_not_after)
+                 VALUES ($1, $2, $3, $4, 0, 'retired', '', $6, $5, 0, $5, 0) ON CONFLICT DO NOTHING",
+            )
+            .bind(hierarchy)
+            .bind(role)
+            .bind(generation)
+            .bind(if role == "root" { "" } else { issuer })
+            .bind(record.at)
+            .bind(Vec::new())
+            .execute(tx)
+            .await?;
+            return Ok(());
+        }
+        _ => return Ok(()),
+    };
+    let sql = format!(
+        "UPDATE authorities SET {moves}
+         WHERE hierarchy = $1 AND kind = $2 AND generation = $3 AND key_label <> ''"
+    );
+    query(&sql).bind(hierarchy).bind(role).bind(generation).bind(record.at).execute(tx).await?;
+    Ok(())
+}
+
+/// Certificates of a tainted CA whose instances went on with others.
+async fn superseded(tx: &mut On<'_>, record: &Regained) -> Result<(), StoreError> {
+    for serial in record.revoked.iter().filter_map(|serial| hex::decode(serial).ok()) {
+        query(
+            "INSERT INTO revocations
+             (serial, issuer, instance_id, hierarchy, ca, host_id, not_after, revoked_at, reason)
+             SELECT serial, issuer, instance_id, tier, ca, host_id, not_after, $2, 'superseded'
+             FROM credentials WHERE serial = $1 ON CONFLICT (serial) DO NOTHING",
+        )
+        .bind(serial)
+        .bind(record.at)
+        .execute(tx)
+        .await?;
+    }
+    Ok(())
+}
+
+/// A CA by its name in records, as in `enterprise issuing CA 2` and `enterprise root 1`.
+fn named(name: &str) -> Option<(&str, &'static str, i64)> {
+    let (what, generation) = name.rsplit_once(' ')?;
+    let (hierarchy, role) = match what.split_once(' ')? {
+        (hierarchy, "root") => (hierarchy, "root"),
+        (hierarchy, "issuing CA") => (hierarchy, "issuing"),
+        _ => return None,
+    };
+    Some((hierarchy, role, generation.parse().ok()?))
 }
 
 async fn credential(tx: &mut On<'_>, issuer: &str, number: u64, record: &Regained) -> Result<(), StoreError> {

@@ -70,6 +70,8 @@ pub enum Heard {
     Ended(Ended),
     /// The CAs.
     Authorities,
+    /// What is known of others' changes is not to be relied on: the allow-list is forgotten, and everything follows.
+    Anew,
 }
 
 /// Takes in what another issuer has changed. It must not block.
@@ -80,6 +82,8 @@ pub(super) type Observer = Box<dyn Fn(&Heard) + Send + Sync>;
 pub(super) struct Ear {
     /// Changes up to this one are taken in.
     heard: i64,
+    /// What that one said.
+    mark: String,
     epochs: Arc<AtomicU64>,
     news: Arc<Delivery>,
 }
@@ -115,12 +119,18 @@ impl std::fmt::Debug for Ear {
 
 impl Ear {
     pub(super) fn new(epochs: Arc<AtomicU64>, news: Arc<Delivery>) -> Self {
-        Self { heard: 0, epochs, news }
+        Self { heard: 0, mark: String::new(), epochs, news }
     }
 
     /// Everything up to now is read from the tables themselves.
     pub(super) async fn begin(&mut self, on: &mut On<'_>) -> Result<(), StoreError> {
-        self.heard = newest(on).await?;
+        let newest = query("SELECT seq, issuer, at, kind, subject FROM changes ORDER BY seq DESC LIMIT 1");
+        if let Some(row) = newest.fetch_optional(on).await? {
+            let change = Change::read(&row)?;
+            (self.heard, self.mark) = (change.seq, change.mark());
+        } else {
+            (self.heard, self.mark) = (0, String::new());
+        }
         Ok(())
     }
 
@@ -131,25 +141,42 @@ impl Ear {
             false => "SELECT pg_advisory_xact_lock_shared($1)",
         };
         query(lock).bind(DOMAIN_LOCK).execute(tx).await?;
-        let changes = query("SELECT seq, kind, subject FROM changes WHERE seq > $1 ORDER BY seq")
-            .bind(self.heard)
-            .fetch_all(tx)
-            .await?;
-        let Some(first) = changes.first() else { return Ok(()) };
-        let news = if first.get::<i64>("seq")? == self.heard + 1 {
-            changes.iter().map(News::read).collect::<Result<Vec<_>, _>>()?
-        } else {
-            // Away for longer than changes are kept.
-            everything(tx).await?
+        let changes =
+            query("SELECT seq, issuer, at, kind, subject FROM changes WHERE seq >= $1 ORDER BY seq")
+                .bind(self.heard)
+                .fetch_all(tx)
+                .await?;
+        let changes = changes.iter().map(Change::read).collect::<Result<Vec<_>, _>>()?;
+        let known = changes.first().filter(|first| first.seq == self.heard);
+        let new = &changes[usize::from(known.is_some())..];
+        // The newest is never dropped. Without the one that was heard last, or with another in its place, either this
+        // issuer was away for longer than changes are kept, or the database is an older copy that took over.
+        let same = match known {
+            Some(known) => known.mark() == self.mark,
+            None => self.heard == 0 || new.first().is_some_and(|next| next.seq == self.heard + 1),
         };
-        let last = changes.last().map_or(Ok(self.heard), |row| row.get("seq"))?;
-        let mut seen = BTreeSet::new();
-        for item in news {
-            if seen.insert(item.words()) {
-                self.take_in(tx, live, item).await?;
+        let whole = new.iter().zip(self.heard + 1..).all(|(change, seq)| change.seq == seq);
+        if same && whole {
+            let mut seen = BTreeSet::new();
+            for change in new {
+                if seen.insert((change.kind.clone(), change.subject.clone())) {
+                    self.take_in(tx, live, change.news()?).await?;
+                }
             }
+        } else {
+            tracing::warn!(
+                heard = self.heard,
+                "other issuers' changes since then are not all there: everything is read anew"
+            );
+            self.news.hand(Heard::Anew);
+            for news in everything(tx).await? {
+                self.take_in(tx, live, news).await?;
+            }
+            return self.begin(tx).await;
         }
-        self.heard = last;
+        if let Some(last) = changes.last() {
+            (self.heard, self.mark) = (last.seq, last.mark());
+        }
         Ok(())
     }
 
@@ -212,28 +239,36 @@ impl Ear {
         if news.is_empty() {
             return Ok(None);
         }
-        let mut seq = self.heard;
         let at = unix_now();
-        for item in news {
-            seq += 1;
-            let (kind, subject) = item.words();
-            query("INSERT INTO changes (seq, issuer, at, kind, subject) VALUES ($1, $2, $3, $4, $5)")
-                .bind(seq)
-                .bind(issuer.as_str())
-                .bind(at)
-                .bind(kind)
-                .bind(subject)
-                .execute(tx)
-                .await?;
+        let changes: Vec<Change> = news
+            .iter()
+            .zip(self.heard + 1..)
+            .map(|(item, seq)| {
+                let (kind, subject) = item.words();
+                Change { seq, issuer: issuer.to_string(), at, kind: kind.to_owned(), subject }
+            })
+            .collect();
+        for some in changes.chunks(LOOKUP) {
+            let values = super::writer::values(some.len(), 5);
+            let sql = format!("INSERT INTO changes (seq, issuer, at, kind, subject) VALUES {values}");
+            let insert = some.iter().fold(query(&sql), |insert, change| {
+                insert
+                    .bind(change.seq)
+                    .bind(change.issuer.as_str())
+                    .bind(change.at)
+                    .bind(change.kind.as_str())
+                    .bind(change.subject.as_str())
+            });
+            insert.execute(tx).await?;
         }
         query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(issuer.as_str()).execute(tx).await?;
-        Ok(Some(Told(seq)))
+        Ok(changes.last().map(|last| Told(last.seq, last.mark())))
     }
 
     /// What was told is durable. Until then it counts as another's: whoever does not know whether a commit of its
     /// own came to be hears of it like the others.
     pub(super) fn told(&mut self, told: Told) {
-        self.heard = told.0;
+        (self.heard, self.mark) = (told.0, told.1);
     }
 }
 
@@ -257,13 +292,13 @@ impl Picture {
                 Self::Registrations(rows.iter().map(revision).collect::<Result<_, _>>()?)
             }
             Heard::Ended(ended) => Self::Ended(ended.clone()),
-            Heard::Authorities => Self::Authorities,
+            Heard::Authorities | Heard::Anew => Self::Authorities,
         })
     }
 }
 
 /// The newest change of a commit.
-pub(super) struct Told(i64);
+pub(super) struct Told(i64, String);
 
 impl News {
     fn words(&self) -> (&'static str, String) {
@@ -274,22 +309,42 @@ impl News {
             News::Authorities => ("authorities", String::new()),
         }
     }
+}
 
+/// A row of the changes.
+struct Change {
+    seq: i64,
+    issuer: String,
+    at: i64,
+    kind: String,
+    subject: String,
+}
+
+impl Change {
     fn read(row: &Row) -> Result<Self, StoreError> {
-        let (kind, subject) = (row.get::<String>("kind")?, row.get::<String>("subject")?);
-        Ok(match kind.as_str() {
-            "host" => News::Host(subject.parse().map_err(unreadable("changes"))?),
+        Ok(Self {
+            seq: row.get("seq")?,
+            issuer: row.get("issuer")?,
+            at: row.get("at")?,
+            kind: row.get("kind")?,
+            subject: row.get("subject")?,
+        })
+    }
+
+    /// What tells it from another of the same number.
+    fn mark(&self) -> String {
+        format!("{} {} {} {}", self.issuer, self.at, self.kind, self.subject)
+    }
+
+    fn news(&self) -> Result<News, StoreError> {
+        Ok(match self.kind.as_str() {
+            "host" => News::Host(self.subject.parse().map_err(unreadable("changes"))?),
             "registrations" => News::Registrations,
-            "ended" => News::Ended(subject.parse().map_err(unreadable("changes"))?),
+            "ended" => News::Ended(self.subject.parse().map_err(unreadable("changes"))?),
             "authorities" => News::Authorities,
             other => return Err(unreadable("changes")(format!("{other:?} is no kind of change"))),
         })
     }
-}
-
-async fn newest(on: &mut On<'_>) -> Result<i64, StoreError> {
-    let newest: Option<Option<i64>> = query("SELECT max(seq) FROM changes").fetch_scalar(on).await?;
-    Ok(newest.flatten().unwrap_or_default())
 }
 
 async fn everything(tx: &mut On<'_>) -> Result<Vec<News>, StoreError> {
@@ -332,17 +387,21 @@ pub(super) async fn bring_in(tx: &mut On<'_>, live: &Live, who: &Who, at: i64) -
     if let Some(ids) = &who.instances {
         return look_up(tx, live, ids).await;
     }
-    let found = query(
-        "SELECT instance_id, agent, host_id, tier, not_after FROM credentials c
-         WHERE not_after > $1 AND ($2 IS NULL OR agent = $2) AND ($3 IS NULL OR host_id = $3)
+    // A text of its own for each: so an index is used.
+    let (agent, host) = (who.agent.as_ref().map(AgentName::as_str), who.host.as_ref().map(HostId::as_str));
+    let (of, values) = match (agent, host) {
+        (Some(agent), Some(host)) => ("AND agent = $2 AND host_id = $3", vec![agent, host]),
+        (Some(agent), None) => ("AND agent = $2", vec![agent]),
+        (None, Some(host)) => ("AND host_id = $2", vec![host]),
+        (None, None) => ("", Vec::new()),
+    };
+    let sql = format!(
+        "SELECT instance_id, agent, host_id, tier, not_after FROM credentials c WHERE not_after > $1 {of}
          AND NOT EXISTS (SELECT 1 FROM ended_instances e WHERE e.instance_id = c.instance_id)
-         ORDER BY issued_at, number",
-    )
-    .bind(at)
-    .bind(who.agent.as_ref().map(AgentName::as_str))
-    .bind(who.host.as_ref().map(HostId::as_str))
-    .fetch_all(tx)
-    .await?;
+         ORDER BY issued_at, number"
+    );
+    let found = values.into_iter().fold(query(&sql).bind(at), |query, value| query.bind(value));
+    let found = found.fetch_all(tx).await?;
     found.iter().try_for_each(|row| load(live, row))
 }
 

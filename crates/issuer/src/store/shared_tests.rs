@@ -255,6 +255,7 @@ fn listening(store: &Store) -> Arc<Mutex<Vec<String>>> {
             Heard::Registrations { revision, rows } => format!("registrations {revision}: {}", rows.len()),
             Heard::Ended(ended) => format!("{} ended: {}", ended.agent, ended.serials.len()),
             Heard::Authorities => "authorities".to_owned(),
+            Heard::Anew => "anew".to_owned(),
         });
     });
     told
@@ -395,4 +396,63 @@ async fn a_database_that_lost_records_is_not_gone_on_from() {
         let refused = a.commit(vec![issue(a, id(n), n, 1)]).await;
         assert!(refused.is_err(), "it went on from 10 records, having signed for 11: {refused:?}");
     }
+}
+
+#[tokio::test]
+async fn what_a_host_says_does_not_break_a_commit() {
+    let Pair { a, .. } = &pair().await;
+    let said = Record { agent: Some("a\0b"), host: Some("h"), ..Record::default() };
+    let entry = said.entry(unix_now(), Kind::Svid, "refused", None);
+    let good = Record::default().entry(unix_now(), Kind::Svid, "refused", None);
+    let (bad, good) = tokio::join!(a.record(entry), a.record(good));
+    assert_eq!((bad.unwrap().number(), good.unwrap().number()), (1, 2));
+    let kept = a.records(0, 10, None, None).await.unwrap();
+    assert!(kept[0].body.contains("a\\u0000b"), "the record itself has what was said: {}", kept[0].body);
+}
+
+/// An older copy of the database takes over: it lacks a change that was heard, and goes on with others.
+#[tokio::test]
+async fn changes_that_a_database_lost_are_not_taken_for_heard() {
+    let Pair { a, b, server, url } = &pair().await;
+    let note = String::new();
+    let allowed = AllowedEk { ek_digest: [5; 32], host_id: host("d"), hardware: false, note, allowed_at: 1 };
+    a.commit(vec![Write::AllowEk(allowed)]).await.unwrap();
+    a.commit(registered(1)).await.unwrap();
+    a.commit(vec![enrol("h", [1; 32])]).await.unwrap();
+    caught_up(b).await;
+    let told = listening(b);
+    let disabled = "UPDATE hallmark.hosts SET disabled = 'stolen' WHERE host_id = 'h'";
+    for (lost, instead) in [
+        ("seq = 3", "INSERT INTO hallmark.changes VALUES (3, 'a', 7, 'host', 'h')"),
+        ("seq >= 3", "DELETE FROM hallmark.allowed_eks"),
+        ("seq > 0", "SELECT 1"),
+    ] {
+        told.lock().unwrap().clear();
+        server
+            .psql(name_in(url), &format!("{disabled}; DELETE FROM hallmark.changes WHERE {lost}; {instead}"))
+            .unwrap();
+        caught_up(b).await;
+        let told = told.lock().unwrap();
+        assert_eq!(told.first().map(String::as_str), Some("anew"), "{lost}: {told:?}");
+        assert!(told.iter().any(|line| line.starts_with("h there=true disabled=Some")), "{lost}: {told:?}");
+    }
+    // The same again is no news.
+    told.lock().unwrap().clear();
+    caught_up(b).await;
+    assert!(told.lock().unwrap().is_empty(), "{:?}", told.lock().unwrap());
+}
+
+#[tokio::test]
+async fn an_instance_ends_though_its_record_is_kept_from_this_issuer() {
+    let Pair { a, b, server, url } = &pair().await;
+    a.commit(registered(1)).await.unwrap();
+    caught_up(b).await;
+    let instance = id(1);
+    issued(b, issue(b, instance, 1, 1)).await.unwrap();
+    server.psql(name_in(url), "ALTER SCHEMA issuer_b RENAME TO elsewhere").unwrap();
+    let who = Who { agent: Some(agent("x")), ..Who::default() };
+    let ended = a.commit(vec![ending(who)]).await.unwrap().ended;
+    assert_eq!((ended.len(), ended[0].owner.as_deref()), (1, None));
+    server.psql(name_in(url), "ALTER SCHEMA elsewhere RENAME TO issuer_b").unwrap();
+    assert_eq!(issued(b, issue(b, instance, 2, 1)).await, Err(Stale::Ended));
 }

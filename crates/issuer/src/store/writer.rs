@@ -126,13 +126,11 @@ impl Writer {
 
     async fn commit(&mut self, requests: Vec<Vec<Write>>) -> Result<Outcomes, StoreError> {
         self.before.clear();
-        if self.reload {
-            let log = Log::load(&self.db, self.log.signer()).await?;
-            // A database that lost what it had promised to keep, as a copy that took over too early would.
-            self.log.is_continued_by(&log)?;
-            self.log = log;
-            rows::load_live(&self.db, &self.live, unix_now()).await?;
-            self.reload = false;
+        if matches!(self.db, Pool::Postgres(_)) {
+            let reloaded = tokio::time::timeout(DEADLINE, self.reload()).await;
+            reloaded.unwrap_or(Err(StoreError::Deadline))?;
+        } else {
+            self.reload().await?;
         }
         let mut session = self.db.acquire().await?;
         let result = if session.on().is_postgres() {
@@ -145,6 +143,19 @@ impl Writer {
             session.discard().await;
         }
         result
+    }
+
+    /// After a commit that failed: reads anew what decisions are held against.
+    async fn reload(&mut self) -> Result<(), StoreError> {
+        if self.reload {
+            let log = Log::load(&self.db, self.log.signer()).await?;
+            // A database that lost what it had promised to keep, as a copy that took over too early would.
+            self.log.is_continued_by(&log)?;
+            self.log = log;
+            rows::load_live(&self.db, &self.live, unix_now()).await?;
+            self.reload = false;
+        }
+        Ok(())
     }
 
     async fn commit_on(

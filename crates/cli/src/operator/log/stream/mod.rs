@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use hallmark_core::log::siem::{Event, Form, OCSF_SCHEMA};
-use hallmark_core::log::{AuditError, Checkpoint, Reader, TILE_WIDTH};
+use hallmark_core::log::{AuditError, Checkpoint, CheckpointError, Reader, TILE_WIDTH};
 
 use super::kept::{Kept, Position};
 use super::source::{Log, LogArgs};
@@ -200,7 +200,10 @@ impl Stream<'_> {
 
     fn stopped(&self, error: &AuditError) -> Stopped {
         match error {
-            AuditError::Unserved { .. } => Stopped::Away(format!("{}: {error}", self.log.shown())),
+            // A checkpoint whose cosignatures are on their way is as good as none.
+            AuditError::Unserved { .. } | AuditError::Checkpoint(CheckpointError::Quorum { .. }) => {
+                Stopped::Away(format!("{}: {error}", self.log.shown()))
+            }
             error => {
                 let failure = wrong(&self.log, error);
                 let evidence =
