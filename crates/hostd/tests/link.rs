@@ -140,16 +140,17 @@ async fn roots_that_the_issuer_sends_are_taken_over_and_acknowledged() {
         let denied = denied.into_iter().map(|key| key.to_vec().into()).collect();
         issuer.tell(Update::Infrastructure(wire::InfrastructureRoots { revision, roots, denied }));
     };
+    // Acknowledgements may overtake each other: the issuer keeps the highest.
     issuer.tell(Update::Bundles(support::bundle(9)));
-    until(|| issuer.conduct().acknowledged.last() == Some(&(9, 0))).await;
+    until(|| issuer.conduct().acknowledged.contains(&(9, 0))).await;
     send(4, vec![ders(&issuer), ders(&other)], vec![]);
-    until(|| issuer.conduct().acknowledged.last() == Some(&(9, 4))).await;
+    until(|| issuer.conduct().acknowledged.contains(&(9, 4))).await;
     // What was overtaken on its way, and what would leave nobody to trust, changes nothing.
     send(3, vec![ders(&other)], vec![]);
     issuer.tell(Update::Bundles(support::bundle(8)));
     send(5, vec![], vec![]);
     issuer.tell(Update::Bundles(support::bundle(10)));
-    until(|| issuer.conduct().acknowledged.last() == Some(&(10, 4))).await;
+    until(|| issuer.conduct().acknowledged.contains(&(10, 4))).await;
     assert_eq!(host.state.bundle.borrow().as_ref().unwrap().revision, 10);
     assert!(issuer.conduct().acknowledged.iter().all(|(bundle, _)| *bundle != 8));
     issuer.hang_up();
@@ -158,7 +159,7 @@ async fn roots_that_the_issuer_sends_are_taken_over_and_acknowledged() {
 
     // The CA that the issuer shows itself by counts no more: it is not spoken to again.
     send(6, vec![ders(&issuer)], vec![issuer.authority()]);
-    until(|| issuer.conduct().acknowledged.last().is_some_and(|(_, i)| *i == 6)).await;
+    until(|| issuer.conduct().acknowledged.iter().any(|(_, i)| *i == 6)).await;
     issuer.hang_up();
     until(|| host.error().contains("was tainted")).await;
 }

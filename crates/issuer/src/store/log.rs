@@ -41,7 +41,22 @@ pub struct LogSigner {
 #[derive(Clone, Debug)]
 enum Key {
     InMemory(Arc<dyn LogKey>),
-    InToken(std::sync::mpsc::Sender<Asked>),
+    InToken(Arc<Signing>),
+}
+
+/// The thread that signs. Whoever lets go of it last waits for its end: a token must not be in use when the process
+/// ends, or its module falls over its own destructors.
+#[derive(Debug)]
+struct Signing(Option<std::sync::mpsc::Sender<Asked>>, Option<std::thread::JoinHandle<()>>);
+
+impl Drop for Signing {
+    fn drop(&mut self) {
+        drop(self.0.take());
+        if let Some(thread) = self.1.take() {
+            // A panic of it has been reported.
+            let _ = thread.join();
+        }
+    }
 }
 
 /// A checkpoint to be signed; none for a check of the key.
@@ -94,7 +109,7 @@ impl LogSigner {
     pub fn in_token(verifier: LogVerifier, key: Arc<dyn LogKey>) -> std::io::Result<Self> {
         let (asking, asked) = std::sync::mpsc::channel::<Asked>();
         let with = verifier.clone();
-        std::thread::Builder::new().name("log key".to_owned()).spawn(move || {
+        let thread = std::thread::Builder::new().name("log key".to_owned()).spawn(move || {
             for Asked(checkpoint, answer) in asked {
                 let signed = match checkpoint {
                     Some(checkpoint) => sign_checkpoint(&with, &*key, &checkpoint),
@@ -104,7 +119,7 @@ impl LogSigner {
                 let _ = answer.send(signed);
             }
         })?;
-        Ok(Self { verifier, key: Key::InToken(asking) })
+        Ok(Self { verifier, key: Key::InToken(Arc::new(Signing(Some(asking), Some(thread)))) })
     }
 
     /// Of a key that is made at each start (`--dev`): checkpoints of before are not its own.
@@ -142,9 +157,10 @@ impl LogSigner {
 }
 
 /// Asks the thread that signs.
-async fn ask(thread: &std::sync::mpsc::Sender<Asked>, what: Option<Checkpoint>) -> Result<Vec<u8>, LogError> {
+async fn ask(thread: &Signing, what: Option<Checkpoint>) -> Result<Vec<u8>, LogError> {
     let failed = |why: &str| LogError::Key(LogKeyError(why.to_owned()));
     let (answer, answered) = oneshot::channel();
+    let thread = thread.0.as_ref().ok_or_else(|| failed("its thread has ended"))?;
     thread.send(Asked(what, answer)).map_err(|_| failed("its thread has ended"))?;
     match tokio::time::timeout(SIGNING, answered).await {
         Ok(Ok(signed)) => Ok(signed?),
