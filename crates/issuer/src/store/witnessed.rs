@@ -19,7 +19,7 @@ use crate::metrics::metrics;
 const ROOM: u32 = 4096;
 
 /// Proof that a decision's record is on disk and, where witnesses are required, under a checkpoint that has their
-/// quorum. Only [`Place`] and [`release_whenever`] make one.
+/// quorum. Only [`Place`] and `release_whenever` make one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recorded {
     number: u64,
