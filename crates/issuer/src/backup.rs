@@ -150,7 +150,7 @@ fn say_what_is_left(todo: &ToDo, regained: u64) {
     }
     if !todo.cas.is_empty() {
         println!(
-            "  These CAs were made or changed after the backup, and stand as they did before it (hallmark ca list; a CA made since is unknown here, and its key is still in the token): {}",
+            "  These CAs were made or changed after the backup. Those that it knows went the same way here; of one made since only the number is kept, as over, and its key may still be in the token (hallmark ca list): {}",
             list(&todo.cas)
         );
     }
@@ -246,8 +246,8 @@ impl Working {
         use std::os::unix::fs::OpenOptionsExt;
         let to = dir.join("hallmark.db.restoring");
         let mut from = std::fs::File::open(file).with_context(|| file.display().to_string())?;
-        // What an interrupted attempt left.
-        let _ = std::fs::remove_file(&to);
+        // What an interrupted attempt left, its journal first: that would be rolled into this copy.
+        remove(&to);
         let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o640).open(&to);
         let mut copy = made.with_context(|| to.display().to_string())?;
         let working = Self(to);
@@ -260,7 +260,14 @@ impl Working {
 impl Drop for Working {
     fn drop(&mut self) {
         // Put where the store belongs, it has another name by now.
-        let _ = std::fs::remove_file(&self.0);
+        remove(&self.0);
+    }
+}
+
+/// A working copy with what SQLite keeps beside it; what is not there need not go.
+fn remove(copy: &Path) {
+    for end in ["restoring-journal", "restoring-wal", "restoring-shm", "restoring"] {
+        let _ = std::fs::remove_file(copy.with_extension(end));
     }
 }
 
